@@ -1,0 +1,47 @@
+# make demo: the main job. make test: the tests. Each sets itself up first, into .venv.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+BIN := .venv/bin
+DONE := .venv/.set-up
+DEMO := runs/demo
+
+.PHONY: setup demo test lint format constraints
+
+setup: $(DONE)
+
+# Re-done only when what is to be installed changes. `--clear`d: a half-made .venv is no start.
+$(DONE): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+		set -x; uv venv --quiet --clear --python '>=3.11,<3.14' .venv && \
+		uv pip install --quiet --python $(BIN)/python -e '.[dev]' -c constraints.txt; \
+	elif [ -n "$(PYTHON)" ]; then \
+		set -x; $(PYTHON) -m venv --clear .venv && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+			-e '.[dev]' -c constraints.txt; \
+	else \
+		echo "jaxrl needs Python 3.11, 3.12 or 3.13 and found none:" \
+			"install one, or uv, or run 'make PYTHON=/path/to/python3.12 ...'" >&2; exit 1; \
+	fi
+	@touch $@
+
+demo: setup
+	@rm -rf $(DEMO)
+	$(BIN)/jaxrl sweep ppo CartPole-v1 learning_rate=log:1e-4:1e-2:16 --seeds 4 --steps 100000 --out $(DEMO)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Exact versions of the core and the dev extra for every Python that is supported (needs uv).
+constraints:
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --quiet \
+		--extra dev --output-file constraints.txt pyproject.toml

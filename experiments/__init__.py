@@ -1,0 +1,1 @@
+"""What runs things: the `jaxrl` command, run folders and recipes."""
