@@ -1,1 +1,233 @@
-"""The `jaxrl` command."""
+"""The `jaxrl` command: train, sweep, eval, plot, list.
+
+Only the command that is asked for imports what it needs, so that `--help` and the listings answer
+at once. Bad input ends with one line on standard error and exit status 2, nothing compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from experiments import parse
+
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
+        raise SystemExit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args, extra = parser().parse_known_args(words)
+    misplaced = [word for word in extra if word.startswith("-") or not hasattr(args, "settings")]
+    if misplaced:
+        fail(f"unrecognized arguments: {' '.join(misplaced)}")
+        return 2
+    if extra:  # argparse leaves over what stands behind an option
+        args.settings += extra
+    args.line = shlex.join(["jaxrl", *words])
+    try:
+        return args.command(args)
+    except ValueError as error:
+        fail(str(error))
+        return 2
+    except KeyboardInterrupt:
+        fail("interrupted")
+        return INTERRUPTED
+
+
+def fail(message: str) -> None:
+    print(f"jaxrl: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def parser() -> Parser:
+    """The command line's grammar."""
+    top = Parser(prog="jaxrl", description=__doc__.splitlines()[0], allow_abbrev=False)
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, function: object, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        command.set_defaults(command=function)
+        return command
+
+    def add_run_arguments(command: argparse.ArgumentParser, values: str) -> None:
+        command.add_argument("agent", metavar="AGENT", help="see `jaxrl list agents`")
+        command.add_argument("env", metavar="ENV", help="see `jaxrl list envs`")
+        command.add_argument("settings", metavar="key=value", nargs="*", default=[], help=values)
+        command.add_argument("--steps", type=positive, help="environment steps of each member")
+        command.add_argument("--out", type=Path, help="run folder (default: runs/AGENT-ENV-TIME)")
+        command.add_argument(
+            "--episodes", type=positive, default=64, help="final evaluation episodes per member"
+        )
+
+    train = add("train", train_command, "train one setting, with one seed or several")
+    add_run_arguments(train, "a hyper-parameter, or env.NAME, as `jaxrl list AGENT` shows them")
+    which = train.add_mutually_exclusive_group()
+    which.add_argument("--seed", type=natural, default=0, help="the seed (default: 0)")
+    which.add_argument("--seeds", type=natural, help="run this many seeds: 0, 1, ...")
+
+    sweep = add("sweep", sweep_command, "train every setting of a grid, or of a random search")
+    add_run_arguments(sweep, "key=v1,v2 or key=log:low:high:n or key=lin:low:high:n or key=value")
+    sweep.add_argument("--seeds", type=natural, default=1, help="seeds of each setting")
+    sweep.add_argument("--random", type=natural, help="draw this many settings from the ranges")
+
+    evaluate = add("eval", eval_command, "evaluate the trained agents of a run")
+    evaluate.add_argument("run", metavar="DIR", type=Path)
+    evaluate.add_argument("--member", type=int, help="only this member (default: all)")
+    evaluate.add_argument("--episodes", type=positive, default=64, help="episodes per member")
+    evaluate.add_argument("--seed", type=natural, default=0, help="of the episodes")
+    evaluate.add_argument(
+        "--stochastic", action="store_true", help="sample actions instead of taking the best"
+    )
+
+    plot = add("plot", plot_command, "draw the learning curves of one or several runs")
+    plot.add_argument("runs", metavar="DIR", type=Path, nargs="+")
+    plot.add_argument("--out", type=Path, help="figure (default: DIR/curve.png, or curves.png)")
+
+    listing = add("list", list_command, "list what there is")
+    listing.add_argument(
+        "what", metavar="agents | envs | recipes | AGENT", nargs="?", default="agents"
+    )
+    return top
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 up, also written 1e5."""
+    try:
+        value = parse.whole(text)
+    except (ValueError, OverflowError):
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 up")
+    return value
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up, also written 1e5."""
+    if natural(text) == 0:
+        raise argparse.ArgumentTypeError("0 is too small, it must be at least 1")
+    return natural(text)
+
+
+def train_command(args: argparse.Namespace) -> int:
+    seeds = [args.seed] if args.seeds is None else range(args.seeds)
+    return run(args, seeds=seeds, sweep=False, random=None)
+
+
+def sweep_command(args: argparse.Namespace) -> int:
+    return run(args, seeds=range(args.seeds), sweep=True, random=args.random)
+
+
+def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: int | None) -> int:
+    """Check everything, make the run folder, train, evaluate, save and report."""
+    import time
+
+    import jaxrl
+
+    jaxrl.use_all_cores()
+    jaxrl.use_compilation_cache()
+    from experiments import curves, launch, report, runs
+
+    experiment = launch.assemble(
+        args.agent,
+        args.env,
+        args.settings,
+        steps=args.steps,
+        seeds=seeds,
+        sweep=sweep,
+        random=random,
+    )
+    name = f"{args.agent}-{args.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = args.out or Path("runs") / name
+    with runs.new(out):
+        runs.write_config(out, experiment, args.line)
+        with report.Meter(experiment.total_steps) as meter:
+            if experiment.recipe:
+                meter.say(f"recipe {experiment.recipe.name}: {experiment.recipe.line()}")
+            population = jaxrl.sweep(
+                experiment.agent,
+                experiment.settings,
+                seeds=experiment.seeds,
+                announce=meter.say,
+                progress=meter,
+            )
+        summary = runs.save(out, experiment, population, population.evaluate(args.episodes))
+    curves.draw([runs.open_run(out)], out / "curve.png")
+    report.results(summary)
+    print(f"{out}: summary.json, metrics.npz, states, {out / 'curve.png'}")
+    if population.interrupted:
+        fail(f"interrupted; {out} holds what was done")
+        return INTERRUPTED
+    return 0
+
+
+def eval_command(args: argparse.Namespace) -> int:
+    import jax
+    import numpy as np
+
+    import jaxrl
+
+    jaxrl.use_compilation_cache()
+    from experiments import report, runs
+    from jaxrl.stats import mean_ci
+
+    folder = runs.open_run(args.run)
+    rows, means = [], []
+    for i, agent, state in folder.members(args.member):
+        key = jax.random.fold_in(jax.random.key(args.seed), i)
+        evaluation = jaxrl.evaluate(
+            agent, state, key, args.episodes, deterministic=not args.stochastic
+        )
+        mean, *interval = map(float, mean_ci(np.asarray(evaluation.returns)))
+        means.append(mean)
+        seed = folder.summary["members"][i]["seed"]
+        setting = report.setting_text(folder.setting(i))
+        length = float(np.mean(np.asarray(evaluation.lengths)))
+        rows.append(
+            [
+                *(str(i), setting, str(seed), report.number(mean)),
+                report.interval_text(interval),
+                report.number(length),
+            ]
+        )
+    columns = ["member", "setting", "seed", "mean return", "95% over episodes", "mean length"]
+    report.table(columns, rows, right=[c for c in columns if c != "setting"])
+    mean, *interval = map(float, mean_ci(means))
+    if len(means) > 1:
+        print(f"mean over members {report.number(mean)}, 95% {report.interval_text(interval)}")
+    return 0
+
+
+def plot_command(args: argparse.Namespace) -> int:
+    from experiments import curves, runs
+
+    folders = [runs.open_run(path) for path in args.runs]
+    out = args.out or (Path("curves.png") if len(folders) > 1 else args.runs[0] / "curve.png")
+    curves.draw(folders, out)
+    print(out)
+    return 0
+
+
+def list_command(args: argparse.Namespace) -> int:
+    from experiments import listing
+
+    if args.what in listing.LISTS:
+        listing.LISTS[args.what]()
+    else:
+        listing.agent(args.what)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
