@@ -1,0 +1,76 @@
+"""Environments: one `make(id)` for four suites, all of them speaking gymnax 1.0's interface.
+
+    env, env_params = envs_jax.make("CartPole-v1")
+    env, env_params = envs_jax.make("brax/hopper", backend="generalized")
+
+A user's own gymnax environment needs nothing from here: agents take any `(env, env_params)`.
+Importing this package imports no environment library; `make` imports the suite asked for.
+"""
+
+import importlib
+from functools import cache
+from typing import Any
+
+from envs_jax.catalogue import check_id, describe, list_envs, unknown
+
+__all__ = ["describe", "list_envs", "make"]
+
+_RESETS = ("fresh", "pool", "cached")
+
+
+def make(id: str, **options: Any) -> tuple[Any, Any]:
+    """An environment and its default parameters, a dataclass of traced arrays.
+
+    Two calls with the same arguments give the same `env` object, so that a program compiled for
+    one is reused for the other, and parameters of their own.
+
+    Options of every suite: `resets` ("fresh": a reset for every finished episode, gymnax's
+    default; "pool": from `pool_size` (16) resets drawn once per iteration, the default of the
+    physics suites, whose resets are slow; "cached": back to the environment's own first state).
+    gymnax: `sticky` (0.0), the probability of repeating the last action (discrete actions only).
+    brax: `backend` ("spring", "generalized", "positional" or "mjx"). playground: `impl` ("jax"
+    or "warp"). gymnax and brax also take the arguments of the environment's own constructor.
+
+    ValueError, one line: unknown id, option or choice; a value out of range; playground missing.
+    """
+    check_id(id)
+    suite, _, name = id.rpartition("/")
+    module = importlib.import_module(f"envs_jax.{_MODULES[suite]}")
+    known = module.options(suite, name)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{id}: {unknown('option', option, known)}")
+    # Filled in, so that a default given by name is the same environment as one left out.
+    filled = {option: _hashable(value) for option, value in (known | options).items()}
+    if filled["resets"] not in _RESETS:
+        raise ValueError(f"{id}: {unknown('resets', filled['resets'], _RESETS)}")
+    if not isinstance(filled["pool_size"], int) or filled["pool_size"] < 1:
+        raise ValueError(f"{id}: pool_size={filled['pool_size']} is not a whole number from 1 up")
+    try:
+        env = _build(module.build, id, tuple(sorted(filled.items())))
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(f"{id}: {error}") from error
+    return env, env.default_params
+
+
+_MODULES = {
+    "": "gymnax_envs",
+    "brax": "brax_envs",
+    "mjx": "brax_envs",
+    "playground": "playground_envs",
+}
+
+
+@cache
+def _build(build: Any, id: str, options: tuple[tuple[str, Any], ...]) -> Any:
+    settings = dict(options)
+    resets, pool_size = settings.pop("resets"), settings.pop("pool_size")
+    suite, _, name = id.rpartition("/")
+    env = build(suite, name, **settings)
+    env.resets, env.pool_size = resets, pool_size
+    return env
+
+
+def _hashable(value: Any) -> Any:
+    """Lists, as recipes hold them, become tuples."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value

@@ -1,0 +1,180 @@
+"""Wrappers around gymnax environments: stable types, sticky actions."""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import spaces
+from gymnax.environments.environment import Environment
+
+
+def strong(tree: Any) -> Any:
+    """The same values, every leaf an array that is not weakly typed.
+
+    Several environments reset to Python scalars and step to strongly typed arrays: their states
+    would not be of one type, and a jitted step would compile twice.
+    """
+    return jax.tree.map(_strong, tree)
+
+
+def _strong(x: Any) -> jax.Array:
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return x  # a PRNG key: never weak
+    return jnp.asarray(x, dtype=jnp.result_type(x))
+
+
+def constructor_options(constructor: Any) -> dict[str, Any]:
+    """{name: default} of the arguments that can be given to a class by name."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+
+
+class Typed(Environment):
+    """A gymnax environment as agents like it; the wrapper that `make` puts outermost.
+
+    Observations are float32 (a discrete one is a one-hot vector of its n values), rewards are
+    float32, and states have the same types after a reset as after a step. Keys and dynamics are
+    the inner environment's own.
+    """
+
+    resets = "fresh"
+    pool_size = 16
+
+    def __init__(self, env: Environment, name: str):
+        self._env = env
+        self._name = name
+        space = env.observation_space(env.default_params)
+        self._one_hot = space.n if isinstance(space, spaces.Discrete) else None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def default_params(self) -> Any:
+        # Copied, since gymnax shares some arrays between instances and a caller may donate them.
+        return jax.tree.map(jnp.copy, strong(self._env.default_params))
+
+    @property
+    def num_actions(self) -> int:
+        return self._env.num_actions
+
+    def step(
+        self, key: jax.Array, state: Any, action: jax.Array, params: Any = None
+    ) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+        # The inner step, not the base class's: DeepSea counts across episodes in its own.
+        params = self.default_params if params is None else params
+        obs, state, reward, terminated, truncated, info = self._env.step(key, state, action, params)
+        info = strong(info) | {"final_observation": self._observation(info["final_observation"])}
+        return (
+            self._observation(obs),
+            strong(state),
+            jnp.asarray(reward, jnp.float32),
+            jnp.asarray(terminated, bool),
+            jnp.asarray(truncated, bool),
+            info,
+        )
+
+    def step_env(
+        self, key: jax.Array, state: Any, action: jax.Array, params: Any
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict[str, Any]]:
+        obs, state, reward, terminated, info = self._env.step_env(key, state, action, params)
+        return (
+            self._observation(obs),
+            strong(state),
+            jnp.asarray(reward, jnp.float32),
+            jnp.asarray(terminated, bool),
+            strong(info),
+        )
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
+        obs, state = self._env.reset_env(key, params)
+        return self._observation(obs), strong(state)
+
+    def is_truncated(self, state: Any, params: Any) -> jax.Array:
+        return self._env.is_truncated(state, params)
+
+    def is_terminated(self, state: Any, params: Any) -> jax.Array:
+        return self._env.is_terminated(state, params)
+
+    def action_space(self, params: Any = None) -> Any:
+        return self._env.action_space(self.default_params if params is None else params)
+
+    def observation_space(self, params: Any) -> spaces.Box:
+        if self._one_hot is not None:
+            return spaces.Box(0.0, 1.0, (self._one_hot,), jnp.float32)
+        space = self._env.observation_space(params)
+        return spaces.Box(space.low, space.high, space.shape, jnp.float32)
+
+    def state_space(self, params: Any) -> Any:
+        return self._env.state_space(params)
+
+    def _observation(self, obs: Any) -> jax.Array:
+        if self._one_hot is not None:
+            return jax.nn.one_hot(obs, self._one_hot, dtype=jnp.float32)
+        return jnp.asarray(obs, jnp.float32)
+
+
+@struct.dataclass
+class StickyState:
+    """The inner state, and the action that the environment received last."""
+
+    inner: Any
+    last_action: jax.Array
+
+    @property
+    def time(self) -> jax.Array:
+        """Steps since the reset."""
+        return self.inner.time
+
+
+class Sticky(Environment):
+    """Repeats the last action with a fixed probability instead of doing the new one.
+
+    As in the Arcade Learning Environment (Machado et al. 2018, arXiv:1709.06009, section 5); an
+    episode's first "last action" is 0, which is the no-op of MinAtar.
+    """
+
+    def __init__(self, env: Environment, probability: float):
+        self._env = env
+        self._probability = probability
+
+    @property
+    def default_params(self) -> Any:
+        return self._env.default_params
+
+    @property
+    def num_actions(self) -> int:
+        return self._env.num_actions
+
+    def step_env(
+        self, key: jax.Array, state: StickyState, action: jax.Array, params: Any
+    ) -> tuple[Any, StickyState, jax.Array, jax.Array, dict[str, Any]]:
+        key_step, key_stick = jax.random.split(key)
+        stuck = jax.random.bernoulli(key_stick, self._probability)
+        action = jnp.where(stuck, state.last_action, jnp.asarray(action, jnp.int32))
+        obs, inner, reward, terminated, info = self._env.step_env(
+            key_step, state.inner, action, params
+        )
+        return obs, StickyState(inner, action), reward, terminated, info
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[Any, StickyState]:
+        obs, inner = self._env.reset_env(key, params)
+        return obs, StickyState(inner, jnp.zeros((), jnp.int32))
+
+    def is_truncated(self, state: StickyState, params: Any) -> jax.Array:
+        return self._env.is_truncated(state.inner, params)
+
+    def is_terminated(self, state: StickyState, params: Any) -> jax.Array:
+        return self._env.is_terminated(state.inner, params)
+
+    def action_space(self, params: Any = None) -> Any:
+        return self._env.action_space(params)
+
+    def observation_space(self, params: Any) -> Any:
+        return self._env.observation_space(params)
