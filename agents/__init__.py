@@ -1,0 +1,24 @@
+"""Agents: one algorithm, one file. `get(name)` imports only the one asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+AGENTS = {
+    "ppo": "Proximal Policy Optimization; discrete and continuous actions",
+    "pqn": "Parallelised Q-Network, Q(lambda) without replay or target network; discrete actions",
+    "abs": "PQN with adaptive batch scaling by behavioural divergence; discrete actions",
+}
+
+
+def get(name: str) -> type:
+    """The agent class called `name`.
+
+    Raises:
+        ValueError: no agent has that name; the line names the nearest ones.
+    """
+    if name not in AGENTS:
+        near = difflib.get_close_matches(name.lower(), AGENTS, n=3, cutoff=0.3) or list(AGENTS)
+        raise ValueError(f"unknown agent {name!r}; did you mean {' or '.join(near)}?")
+    return getattr(importlib.import_module(f"agents.{name}"), name.upper())

@@ -1,0 +1,31 @@
+"""jaxrl: reinforcement learning whose whole training loop is one XLA program.
+
+An agent is a frozen pytree of its hyper-parameters; its methods are pure functions; training is a
+scan over one of them. So jit compiles a run, vmap over the agent sweeps hyper-parameters, vmap over
+the key sweeps seeds, and a sharding spreads both over devices.
+"""
+
+from jaxrl.agent import Agent, static, traced
+from jaxrl.devices import use_all_cores, use_compilation_cache
+from jaxrl.evaluate import Evaluation, evaluate
+from jaxrl.sweep import Lin, Log, Population, override, sweep
+from jaxrl.train import Progress, Run, fused, train
+
+__all__ = [
+    "Agent",
+    "Evaluation",
+    "Lin",
+    "Log",
+    "Population",
+    "Progress",
+    "Run",
+    "evaluate",
+    "fused",
+    "override",
+    "static",
+    "sweep",
+    "traced",
+    "train",
+    "use_all_cores",
+    "use_compilation_cache",
+]

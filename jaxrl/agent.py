@@ -1,0 +1,206 @@
+"""The agent contract: a frozen pytree of hyper-parameters whose methods are pure functions.
+
+A subclass of `Agent` declares each hyper-parameter once, with its default, the values it accepts
+and its meaning, as `traced` (a number inside the compiled program: stacks under vmap and never
+recompiles) or `static` (shapes, counts, choices: part of the program's identity).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import typing
+from typing import Any, ClassVar, Self
+
+import jax
+
+Interval = str
+Valid = Interval | tuple[str, ...] | None
+
+
+class Tag(enum.IntEnum):
+    """What a key is for; see `derive`."""
+
+    INIT = 0
+    RESET = 1
+    ROLLOUT = 2
+    LEARN = 3
+    EVALUATE = 4  # during training
+    TEST = 5  # after it
+
+
+def derive(key: jax.Array, tag: Tag, t: int | jax.Array = 0) -> jax.Array:
+    """The key of one purpose at one iteration, from the root key of a run.
+
+    Every key of a run is derived from its root like this and none is carried along, so neither the
+    cadence of evaluation nor chunking nor resuming can change what training draws.
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, tag), t)
+
+
+def traced(default: Any, valid: Valid, doc: str) -> Any:
+    """Declare a hyper-parameter that is a number inside the program: vmaps, never recompiles.
+
+    `valid` is an interval such as "[0, 1]" or "(0, inf)".
+    """
+    return dataclasses.field(
+        default=default, metadata={"static": False, "valid": valid, "doc": doc}
+    )
+
+
+def static(default: Any, valid: Valid, doc: str) -> Any:
+    """Declare a hyper-parameter that is part of the program's identity.
+
+    `valid` is an interval for numbers and tuples of numbers, or a tuple of accepted strings.
+    """
+    return dataclasses.field(default=default, metadata={"static": True, "valid": valid, "doc": doc})
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameter:
+    """What an agent declares about one of its hyper-parameters."""
+
+    name: str
+    kind: str  # "traced" or "static"
+    type: type
+    default: Any
+    valid: Valid
+    doc: str
+
+    def check(self, value: Any, owner: str) -> None:
+        """Raise ValueError if a concrete `value` has the wrong type or is not accepted.
+
+        Arrays and tracers pass: their values are not known before the program runs.
+        """
+        if not isinstance(value, bool | int | float | str | tuple):
+            return
+        items = value if self.type is tuple and isinstance(value, tuple) else (value,)
+        wanted = int if self.type is tuple else self.type
+        for item in items:
+            is_number = isinstance(item, int | float) and not isinstance(item, bool)
+            fits = is_number if wanted is float else type(item) is wanted
+            if not fits:
+                raise ValueError(f"{owner}: {self.name}={value!r} must be of type {self.type_name}")
+            if isinstance(self.valid, tuple) and item not in self.valid:
+                choices = ", ".join(self.valid)
+                raise ValueError(f"{owner}: {self.name}={value!r} is not one of {choices}")
+            if isinstance(self.valid, str) and not _inside(item, self.valid):
+                raise ValueError(f"{owner}: {self.name}={value!r} is outside {self.valid}")
+
+    @property
+    def type_name(self) -> str:
+        return "tuple of int" if self.type is tuple else self.type.__name__
+
+
+def _inside(value: float, interval: Interval) -> bool:
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return not math.isnan(value) and above and below
+
+
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(traced, static))
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """Base of all agents. Subclasses become frozen dataclasses and pytrees by being declared.
+
+    An agent implements `steps_per_iteration`, `init`, `step` and `policy`; all are pure.
+
+    Raises (on construction): ValueError with one line that names field, value and what is accepted.
+    """
+
+    name: ClassVar[str] = "agent"
+
+    env: Any = dataclasses.field(metadata={"static": True})
+    env_params: Any = dataclasses.field(metadata={"static": False})
+    total_steps: int = static(500_000, "[1, 2147483647]", "environment steps of the whole run")
+
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__name__.lower()
+        dataclasses.dataclass(frozen=True)(cls)
+        _register(cls)
+
+    def __post_init__(self) -> None:
+        for hyperparameter in self.hyperparameters():
+            hyperparameter.check(getattr(self, hyperparameter.name), self.name)
+        self.check()
+
+    @classmethod
+    def hyperparameters(cls) -> list[Hyperparameter]:
+        """All declared hyper-parameters, in order of declaration."""
+        return [
+            Hyperparameter(
+                name=f.name,
+                kind="static" if f.metadata["static"] else "traced",
+                type=type(f.default),
+                default=f.default,
+                valid=f.metadata["valid"],
+                doc=f.metadata["doc"],
+            )
+            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if "doc" in f.metadata
+        ]
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked like a new agent."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    # What a subclass provides -----------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise ValueError (one line) where fields do not fit together."""
+        if self.total_steps < self.steps_per_iteration:
+            raise ValueError(
+                f"{self.name}: total_steps={self.total_steps} is smaller than one iteration of "
+                f"{self.steps_per_iteration} environment steps"
+            )
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of one `step`; where it varies, the fewest."""
+        raise NotImplementedError
+
+    def init(self, key: jax.Array) -> Any:
+        """The state at the start of training from a root key: a pytree of arrays."""
+        raise NotImplementedError
+
+    def step(self, state: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        """Iteration `t` of training: collect, learn; returns the new state and scalar metrics."""
+        raise NotImplementedError
+
+    def policy(self, state: Any, deterministic: bool = True) -> Any:
+        """`act(obs, key) -> action` for one observation, in the environment's own units."""
+        raise NotImplementedError
+
+    def env_steps(self, state: Any) -> jax.Array | None:
+        """Environment steps taken so far where iterations vary in length, else None."""
+        return None
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations of the whole run; where their length varies, the most it can take."""
+        return self.total_steps // self.steps_per_iteration
+
+
+def _register(cls: type) -> None:
+    """Make a dataclass a pytree; rebuilding one skips the checks, whose fields may be anything."""
+    fields = dataclasses.fields(cls)
+    data = tuple(f.name for f in fields if not f.metadata["static"])
+    meta = tuple(f.name for f in fields if f.metadata["static"])
+
+    def flatten(agent: Any) -> tuple[Any, Any]:
+        return tuple(getattr(agent, n) for n in data), tuple(getattr(agent, n) for n in meta)
+
+    def flatten_with_keys(agent: Any) -> tuple[Any, Any]:
+        children, aux = flatten(agent)
+        keys = map(jax.tree_util.GetAttrKey, data)
+        return tuple(zip(keys, children, strict=True)), aux
+
+    def unflatten(aux: Any, children: Any) -> Any:
+        agent = object.__new__(cls)
+        for name, value in zip(data + meta, (*children, *aux), strict=True):
+            object.__setattr__(agent, name, value)
+        return agent
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

@@ -1,0 +1,82 @@
+"""Devices: every CPU core as a device, a mesh over members of a population, compiled programs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MEMBERS = PartitionSpec("members")
+
+
+def use_all_cores() -> int:
+    """Make each CPU core a JAX device, over which populations are spread; returns their number.
+
+    Call it before JAX first computes. Without it a population runs on one core. It does nothing
+    where JAX finds an accelerator, and leaves a number set before (JAX_NUM_CPU_DEVICES) alone.
+
+    Raises:
+        RuntimeError: JAX has already started with fewer devices.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if jax.config.jax_num_cpu_devices in (None, -1):
+        try:
+            jax.config.update("jax_num_cpu_devices", cores or 1)
+        except RuntimeError as error:
+            if jax.default_backend() == "cpu" and jax.local_device_count() < (cores or 1):
+                message = "call use_all_cores() first: JAX has already started on one core"
+                raise RuntimeError(message) from error
+    return jax.local_device_count()
+
+
+def use_compilation_cache(path: str | Path | None = None) -> None:
+    """Keep compiled programs on disk, so that the next process need not compile them again.
+
+    `path` defaults to $JAX_COMPILATION_CACHE_DIR, else to jaxrl/ in the user's cache folder.
+    """
+    if path is None and jax.config.jax_compilation_cache_dir:
+        return
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", str(path or Path(cache_home) / "jaxrl"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def member_mesh(members: int) -> Mesh:
+    """A mesh over as many local devices as `members` can use."""
+    devices = jax.local_devices()[:members]
+    return Mesh(np.asarray(devices), ("members",), axis_types=(AxisType.Auto,))
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Spread the leading axis of every array over the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, MEMBERS))
+
+
+_programs: dict[Any, Any] = {}
+
+
+def compiled(jitted: Callable[..., Any], *args: Any, **statics: Any) -> tuple[Any, float]:
+    """The compiled program of a jitted function for these arguments, and the seconds it took.
+
+    Compiling apart from running is what lets the two be reported apart. Programs are kept: the
+    same function, static arguments, tree structure, shapes and placement compile once.
+    """
+
+    def describe(x: Any) -> Any:
+        array = jax.typeof(x)
+        return array.shape, array.dtype, array.weak_type, getattr(x, "sharding", None)
+
+    leaves, structure = jax.tree.flatten(args)
+    key = (jitted, tuple(sorted(statics.items())), structure, tuple(map(describe, leaves)))
+    seconds = 0.0
+    if key not in _programs:
+        start = time.perf_counter()
+        _programs[key] = jitted.lower(*args, **statics).compile()
+        seconds = time.perf_counter() - start
+    return _programs[key], seconds

@@ -1,0 +1,76 @@
+"""Networks: an MLP, the MinAtar CNN and a deep residual body, all one module."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.initializers import orthogonal
+
+ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
+
+
+class Network(nn.Module):
+    """[3x3 convolution] -> hidden layers -> [residual blocks] -> linear head.
+
+    Input (..., *observation), output (..., outputs). Layers are Dense -> [LayerNorm] -> activation,
+    with orthogonal weights and zero biases (Schulman et al. 2017's released code).
+
+    Attributes:
+        outputs: size of the head.
+        obs_ndim: axes of one observation.
+        hidden_sizes: widths of the hidden layers.
+        activation: a key of `ACTIVATIONS`.
+        conv_features: channels of a 3x3 valid convolution on (H, W, C); 0 for none. 16 with
+            hidden_sizes (128,) is the MinAtar network (Young & Tian 2019).
+        layer_norm: normalise before each activation (channels only, on images).
+        residual_blocks: multi-skip residual blocks on the last hidden width (Park 2026):
+            h <- ReLU(h + LN(W2 ReLU(LN(W1 h)))) + g, where g is the body's input.
+        output_scale: gain of the head's orthogonal weights.
+    """
+
+    outputs: int
+    obs_ndim: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    conv_features: int = 0
+    layer_norm: bool = False
+    residual_blocks: int = 0
+    output_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        activation = ACTIVATIONS[self.activation]
+
+        def dense(width: int, x: jax.Array) -> jax.Array:
+            return nn.Dense(width, kernel_init=orthogonal(2**0.5))(x)
+
+        def layer(width: int, x: jax.Array) -> jax.Array:
+            x = dense(width, x)
+            return activation(nn.LayerNorm()(x) if self.layer_norm else x)
+
+        x = jnp.asarray(obs, jnp.float32)
+        batch = x.shape[: x.ndim - self.obs_ndim]
+        if self.conv_features:
+            x = layer(self.conv_features, patches_3x3(x))
+        x = x.reshape(*batch, -1)
+        for width in self.hidden_sizes:
+            x = layer(width, x)
+        skip = x
+        for _ in range(self.residual_blocks):
+            inner = nn.relu(nn.LayerNorm()(dense(x.shape[-1], x)))
+            x = nn.relu(x + nn.LayerNorm()(dense(x.shape[-1], inner))) + skip
+        return nn.Dense(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
+
+
+def patches_3x3(x: jax.Array) -> jax.Array:
+    """All valid 3x3 patches of (..., H, W, C) as (..., H-2, W-2, 9C), row-major.
+
+    A Dense layer on them is a convolution. XLA's own convolution gradient is slow on CPUs, and a
+    vmapped one becomes a grouped convolution, slow everywhere; a matrix product is neither.
+    """
+    height, width = x.shape[-3] - 2, x.shape[-2] - 2
+    shifts = [(i, j) for i in range(3) for j in range(3)]
+    return jnp.concatenate(
+        [x[..., i : i + height, j : j + width, :] for i, j in shifts], axis=-1
+    )

@@ -1,0 +1,65 @@
+"""Running normalisation of observations and rewards."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class RunningMoments(NamedTuple):
+    """Count, mean and variance of everything seen so far; mean and variance share a shape."""
+
+    count: jax.Array
+    mean: jax.Array
+    var: jax.Array
+
+    @classmethod
+    def of_shape(cls, shape: tuple[int, ...]) -> RunningMoments:
+        """Nothing seen yet: normalising with it changes nothing."""
+        return cls(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+
+    def update(self, batch: jax.Array) -> RunningMoments:
+        """Add a batch (..., *shape) (Chan et al. 1983, parallel variance)."""
+        axes = tuple(range(batch.ndim - self.mean.ndim))
+        batch = batch.astype(self.mean.dtype)
+        n = batch.size // max(self.mean.size, 1)
+        batch_mean, batch_var = batch.mean(axes), batch.var(axes)
+        total = self.count + n
+        delta = batch_mean - self.mean
+        m2 = self.var * self.count + batch_var * n + delta**2 * self.count * n / total
+        return RunningMoments(total, self.mean + delta * n / total, m2 / total)
+
+    def normalize(self, x: jax.Array, clip: float = 10.0) -> jax.Array:
+        """(x - mean) / std, clipped to +-`clip`."""
+        return jnp.clip((x - self.mean) / jnp.sqrt(self.var + 1e-8), -clip, clip)
+
+    def scale(self, x: jax.Array, clip: float = 10.0) -> jax.Array:
+        """x / std, clipped to +-`clip`: for rewards, whose sign must stay."""
+        return jnp.clip(x / jnp.sqrt(self.var + 1e-8), -clip, clip)
+
+
+class RewardScale(NamedTuple):
+    """Moments of the discounted return so far of every environment, and those returns (N,)."""
+
+    moments: RunningMoments
+    returns: jax.Array
+
+    @classmethod
+    def of_envs(cls, num_envs: int) -> RewardScale:
+        return cls(RunningMoments.of_shape(()), jnp.zeros((num_envs,)))
+
+    def update(self, rewards: jax.Array, dones: jax.Array, gamma: jax.Array) -> RewardScale:
+        """Add a rollout's rewards (T, N); a return starts anew after the step that ended it."""
+
+        def forward(carry, row):
+            reward, done = row
+            value = reward + gamma * carry
+            return value * (1 - done), value
+
+        returns, seen = jax.lax.scan(forward, self.returns, (rewards, dones))
+        return RewardScale(self.moments.update(seen), returns)
+
+    def scale(self, rewards: jax.Array) -> jax.Array:
+        return self.moments.scale(rewards)

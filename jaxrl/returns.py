@@ -1,0 +1,124 @@
+"""Returns and advantages over time-major arrays.
+
+Every argument is an array of shape (T, ...), time first; the trailing axes are independent.
+`next_values[t]` is the value of the state that step t led to *before any reset*, so a time limit
+bootstraps from the state it interrupted. `terminated[t]` ends the future reward; a trace is cut
+where the episode ended for either reason (`terminated` or `truncated`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def gae(
+    rewards: jax.Array,
+    values: jax.Array,
+    next_values: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: float | jax.Array,
+    lam: float | jax.Array,
+) -> jax.Array:
+    """Generalised advantage estimates (Schulman et al. 2016, eq. 16), shape (T, ...).
+
+    delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
+    A_t     = delta_t + gamma lam (1 - done_t) A_{t+1}
+    """
+    deltas = rewards + gamma * (1 - terminated) * next_values - values
+    decays = gamma * lam * (1 - (terminated | truncated))
+
+    def backward(advantage, row):
+        delta, decay = row
+        advantage = delta + decay * advantage
+        return advantage, advantage
+
+    return jax.lax.scan(backward, jnp.zeros_like(deltas[0]), (deltas, decays), reverse=True)[1]
+
+
+def lambda_returns(
+    rewards: jax.Array,
+    next_values: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: float | jax.Array,
+    lam: float | jax.Array,
+    length: int | jax.Array | None = None,
+) -> jax.Array:
+    """Lambda-returns (Peng's Q(lambda) with V = max Q; Gallici et al. 2025), shape (T, ...).
+
+    G_t = r_t + gamma (1 - terminated_t) [lam_t G_{t+1} + (1 - lam_t) V(s'_t)],
+    where lam_t is lam, and 0 where the episode ended or the rollout did. `length` (traced) says
+    how many of the T rows count; the rows after it are meaningless.
+    """
+    last = (rewards.shape[0] if length is None else length) - 1
+    steps = jnp.arange(rewards.shape[0]).reshape(-1, *[1] * (rewards.ndim - 1))
+    lams = lam * (1 - (terminated | truncated)) * (steps < last)
+
+    def backward(future, row):
+        reward, value, continues, lam_t = row
+        future = reward + gamma * continues * (lam_t * future + (1 - lam_t) * value)
+        return future, future
+
+    rows = (rewards, next_values, 1 - terminated, lams)
+    return jax.lax.scan(backward, jnp.zeros_like(rewards[0]), rows, reverse=True)[1]
+
+
+def n_step_returns(
+    rewards: jax.Array,
+    next_values: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: float | jax.Array,
+    n: int,
+) -> jax.Array:
+    """n-step returns (Sutton & Barto 2018, eq. 7.1), shape (T, ...).
+
+    The sum is cut and bootstrapped early where the episode or the rollout ends.
+    """
+    one_step = rewards + gamma * (1 - terminated) * next_values
+    last = jnp.arange(rewards.shape[0]) == rewards.shape[0] - 1
+    cut = terminated | truncated | last.reshape(-1, *[1] * (rewards.ndim - 1))
+
+    def extend(_, returns):
+        return jnp.where(cut, one_step, rewards + gamma * jnp.roll(returns, -1, axis=0))
+
+    return jax.lax.fori_loop(0, n - 1, extend, one_step)
+
+
+def bootstrap_values(
+    value_fn: Callable[[jax.Array], jax.Array],
+    values: jax.Array,
+    last_obs: jax.Array,
+    final_obs: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    length: int | jax.Array | None = None,
+) -> jax.Array:
+    """`next_values` of a rollout: V of the state each step led to, before any reset, (T, N).
+
+    Mostly that is the next row of `values` (T, N). Only where a time limit cut an episode is the
+    value of `final_obs` (T, N, ...) asked for: one pass of `value_fn` over one row per environment
+    for each truncation an environment had in this rollout, so none at all in most rollouts.
+    `last_obs` (N, ...) follows the last row, which is row `length - 1` where `length` is given.
+    """
+    num_steps, num_envs = values.shape
+    length = num_steps if length is None else length
+    next_values = jnp.roll(values, -1, axis=0).at[length - 1].set(value_fn(last_obs))
+    counts = (jnp.arange(num_steps) < length)[:, None]
+    cut = truncated & ~terminated & counts
+    ordinal = jnp.cumsum(cut, axis=0)
+
+    def unfinished(carry):
+        return carry[0] <= ordinal.max()
+
+    def fill(carry):
+        j, filled = carry
+        hit = cut & (ordinal == j)
+        rows = final_obs[jnp.argmax(hit, axis=0), jnp.arange(num_envs)]
+        return j + 1, jnp.where(hit, value_fn(rows), filled)
+
+    return jax.lax.while_loop(unfinished, fill, (jnp.ones((), ordinal.dtype), next_values))[1]

@@ -1,0 +1,208 @@
+"""Stepping a batch of environments with a policy, and resetting those whose episode ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Act = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+class Actors(NamedTuple):
+    """A batch of N environments between two rollouts.
+
+    Attributes:
+        env_state: states, leading axis N.
+        obs: current observations (N, ...).
+        episode_return, episode_length: of the episodes under way (N,).
+        first: (obs, env_state) that an environment with cached resets goes back to, else None.
+    """
+
+    env_state: Any
+    obs: jax.Array
+    episode_return: jax.Array
+    episode_length: jax.Array
+    first: Any
+
+
+class Transition(NamedTuple):
+    """Time-major steps (T, N, ...) of a rollout.
+
+    Attributes:
+        obs: observation acted on.
+        action: the policy's action, before it is mapped to the environment's units.
+        reward: float32.
+        terminated, truncated: the episode ended in a terminal state, or was cut there.
+        final_obs: the observation the step led to, before any reset.
+        extras: whatever the policy wants to keep with the step.
+    """
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    final_obs: jax.Array
+    extras: Any
+
+
+class Episodes(NamedTuple):
+    """Sums over the episodes that ended in a rollout, per environment (N,)."""
+
+    count: jax.Array
+    returns: jax.Array
+    lengths: jax.Array
+
+    def metrics(self) -> dict[str, jax.Array]:
+        """Mean return and length, NaN where no episode ended, and how many ended."""
+        count = self.count.sum()
+        nothing = jnp.where(count > 0, 0.0, jnp.nan)
+        return {
+            "episode_return": self.returns.sum() / jnp.maximum(count, 1) + nothing,
+            "episode_length": self.lengths.sum() / jnp.maximum(count, 1) + nothing,
+            "episodes": count,
+        }
+
+
+def strong(tree: Any) -> Any:
+    """The same arrays without weak types, which a scan's carry must not have."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+
+
+def reset_kind(env: Any) -> str:
+    """"fresh", "pool" or "cached": see `step_envs`."""
+    return getattr(env, "resets", "fresh")
+
+
+def reset(key: jax.Array, env: Any, env_params: Any, num_envs: int) -> Actors:
+    """`num_envs` environments at the start of their first episodes."""
+    keys = jax.random.split(key, num_envs)
+    obs, env_state = strong(jax.vmap(env.reset, in_axes=(0, None))(keys, env_params))
+    zeros = jnp.zeros((num_envs,))
+    first = (obs, env_state) if reset_kind(env) == "cached" else None
+    return Actors(env_state, obs, zeros, zeros, first)
+
+
+def rollout(
+    key: jax.Array,
+    env: Any,
+    env_params: Any,
+    actors: Actors,
+    act: Act,
+    num_steps: int,
+    length: jax.Array | None = None,
+) -> tuple[Actors, Transition, Episodes]:
+    """Take `num_steps` steps in every environment.
+
+    Args:
+        act: `(obs (N, ...), key) -> (action, env_action, extras)` for the whole batch.
+        length: a traced number of steps <= `num_steps` to take instead; the arrays keep
+            `num_steps` rows, of which those from `length` on are zeros.
+
+    Returns the environments afterwards, the transitions and the sums over finished episodes.
+    """
+    num_envs = actors.episode_return.shape[0]
+    pool_key, key = jax.random.split(key)
+    pool = draw_pool(pool_key, env, env_params)
+
+    def body(carry, t):
+        actors, episodes = carry
+        act_key, env_key = jax.random.split(jax.random.fold_in(key, t))
+        action, env_action, extras = act(actors.obs, act_key)
+        stepped = step_envs(env_key, env, env_params, actors, pool, env_action)
+        env_state, obs, reward, terminated, truncated, final_obs = stepped
+        done = terminated | truncated
+        returned, lasted = actors.episode_return + reward, actors.episode_length + 1
+        episodes = Episodes(
+            episodes.count + done,
+            episodes.returns + jnp.where(done, returned, 0),
+            episodes.lengths + jnp.where(done, lasted, 0),
+        )
+        transition = Transition(
+            actors.obs, action, reward, terminated, truncated, final_obs, extras
+        )
+        actors = Actors(
+            env_state,
+            obs,
+            jnp.where(done, 0, returned),
+            jnp.where(done, 0, lasted),
+            actors.first,
+        )
+        return (actors, episodes), transition
+
+    carry = (actors, Episodes(*[jnp.zeros((num_envs,))] * 3))
+    if length is None:
+        (actors, episodes), transitions = jax.lax.scan(body, carry, jnp.arange(num_steps))
+        return actors, transitions, episodes
+
+    def write(t, carry_and_rows):
+        carry, rows = carry_and_rows
+        carry, row = body(carry, t)
+        return carry, jax.tree.map(lambda all_rows, x: all_rows.at[t].set(x), rows, row)
+
+    shapes = jax.eval_shape(body, carry, jnp.zeros((), jnp.int32))[1]
+    rows = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), shapes)
+    (actors, episodes), transitions = jax.lax.fori_loop(0, length, write, (carry, rows))
+    return actors, transitions, episodes
+
+
+def step_envs(
+    key: jax.Array, env: Any, env_params: Any, actors: Actors, pool: Any, action: jax.Array
+) -> tuple[Any, ...]:
+    """One step of all N environments; those that finish start anew, as `env.resets` says.
+
+    - "fresh": the environment resets itself inside `step`, computing a reset at every step;
+    - "pool": it takes one of a few resets drawn once per rollout, which is cheaper where a reset
+      costs as much as a step (physics engines);
+    - "cached": it goes back to its own first state, as Brax's wrapper does.
+
+    Returns (env_state, obs, reward, terminated, truncated, final_obs), each with leading axis N.
+    """
+    num_envs = actors.episode_return.shape[0]
+    kind = reset_kind(env)
+    if kind == "fresh":
+        keys = jax.random.split(key, num_envs)
+        obs, env_state, reward, terminated, truncated, info = jax.vmap(
+            env.step, in_axes=(0, 0, 0, None)
+        )(keys, actors.env_state, action, env_params)
+        final_obs = info["final_observation"]
+    else:
+        step_key, row_key = jax.random.split(key)
+
+        def step(key, env_state, action):
+            obs, env_state, reward, terminated, _ = env.step_env(key, env_state, action, env_params)
+            return obs, env_state, reward, terminated, env.is_truncated(env_state, env_params)
+
+        keys = jax.random.split(step_key, num_envs)
+        final_obs, env_state, reward, terminated, truncated = jax.vmap(step)(
+            keys, actors.env_state, action
+        )
+        starts = actors.first
+        if kind == "pool":
+            rows = jax.random.randint(row_key, (num_envs,), 0, env.pool_size)
+            starts = jax.tree.map(lambda x: x[rows], pool)
+        done = jnp.asarray(terminated, bool) | jnp.asarray(truncated, bool)
+
+        def restart(start, x):
+            return jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), start, x)
+
+        obs, env_state = jax.tree.map(restart, starts, (final_obs, env_state))
+    return (
+        strong(env_state),
+        strong(obs),
+        jnp.asarray(reward, jnp.float32),
+        jnp.asarray(terminated, bool),
+        jnp.asarray(truncated, bool),
+        strong(final_obs),
+    )
+
+
+def draw_pool(key: jax.Array, env: Any, env_params: Any) -> Any:
+    """Fresh (obs, env_state) for finished environments to restart from; None if not pooled."""
+    if reset_kind(env) != "pool":
+        return None
+    keys = jax.random.split(key, env.pool_size)
+    return strong(jax.vmap(env.reset, in_axes=(0, None))(keys, env_params))

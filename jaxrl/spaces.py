@@ -1,0 +1,46 @@
+"""What the engine needs to know of gymnax's action and observation spaces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_discrete(space: Any) -> bool:
+    """Whether actions of a space are integers 0..n-1."""
+    return hasattr(space, "n")
+
+
+def require(space: Any, kind: str, agent: str, env: Any) -> None:
+    """Raise ValueError unless an action space is of `kind`, "discrete" or "continuous"."""
+    found = "discrete" if is_discrete(space) else "continuous"
+    if found != kind:
+        raise ValueError(f"{agent} needs {kind} actions, but {env.name} has {found} ones")
+
+
+def action_size(space: Any) -> int:
+    """Number of actions of a discrete space, number of dimensions of a continuous one."""
+    return space.n if is_discrete(space) else int(np.prod(space.shape))
+
+
+def to_box(space: Any, action: jax.Array) -> jax.Array:
+    """An agent's action (..., D), whose natural box is [-1, 1], clipped and scaled to the space's.
+
+    A dimension without finite bounds is passed on as it is.
+    """
+    low = jnp.broadcast_to(jnp.asarray(space.low, jnp.float32), space.shape).reshape(-1)
+    high = jnp.broadcast_to(jnp.asarray(space.high, jnp.float32), space.shape).reshape(-1)
+    bounded = jnp.isfinite(low) & jnp.isfinite(high)
+    low, high = jnp.where(bounded, low, -1.0), jnp.where(bounded, high, 1.0)
+    scaled = low + (jnp.clip(action, -1.0, 1.0) + 1) / 2 * (high - low)
+    boxed = jnp.where(bounded, scaled, action)
+    return boxed.reshape(*action.shape[:-1], *space.shape)
+
+
+def require_image(shape: tuple[int, ...], agent: str) -> None:
+    """Raise ValueError unless observations are (H, W, C) images of at least 3x3 pixels."""
+    if len(shape) != 3 or min(shape[:2]) < 3:
+        raise ValueError(f"{agent}: network='cnn' needs (H, W, C) observations, not {shape}")

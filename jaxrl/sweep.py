@@ -1,0 +1,271 @@
+"""Populations: any mix of hyper-parameters and seeds, one program per static setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.agent import Agent
+from jaxrl.evaluate import Evaluation
+from jaxrl.train import (
+    Progress,
+    Run,
+    Trained,
+    evaluate_population,
+    member,
+    run_population,
+    stack,
+)
+
+
+class Lin(NamedTuple):
+    """`num` values evenly spaced from low to high; in a random search, uniform between them."""
+
+    low: float
+    high: float
+    num: int = 1
+
+    def grid(self) -> list[float]:
+        return [float(x) for x in np.linspace(self.low, self.high, self.num)]
+
+    def sample(self, rng: np.random.Generator) -> float:
+        return float(rng.uniform(self.low, self.high))
+
+
+class Log(NamedTuple):
+    """`num` values evenly spaced in their logarithm; in a random search, log-uniform."""
+
+    low: float
+    high: float
+    num: int = 1
+
+    def grid(self) -> list[float]:
+        return [float(x) for x in np.geomspace(self.low, self.high, self.num)]
+
+    def sample(self, rng: np.random.Generator) -> float:
+        return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
+
+
+Space = Mapping[str, Lin | Log | Sequence[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """What a sweep trained. Members are numbered in the order of `table`.
+
+    Attributes:
+        table: a row per member: its overrides and its "seed".
+        metrics: name -> (members, iterations), NaN where a member has no such iteration.
+        env_steps: steps taken by the end of each iteration (members, iterations), NaN likewise.
+        evaluations: "env_steps" (members, k), "returns" (members, k, episodes).
+        compile_seconds, run_seconds: time spent compiling, and all the rest.
+        interrupted: Ctrl-C stopped it early; `table` then lists the members that ran.
+    """
+
+    table: list[dict[str, Any]]
+    metrics: dict[str, np.ndarray]
+    env_steps: np.ndarray
+    evaluations: dict[str, np.ndarray]
+    compile_seconds: float
+    run_seconds: float
+    interrupted: bool
+    batches: list[tuple[list[int], Trained]]  # members that ran together
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def select(self, i: int) -> Run:
+        """Member `i` as an ordinary run: its agent and state act, evaluate and go on training."""
+        for rows, trained in self.batches:
+            if i in rows:
+                return member(trained, rows.index(i))
+        raise IndexError(f"member {i} of a population of {len(self)}")
+
+    def evaluate(
+        self, episodes: int = 64, seed: int = 0, deterministic: bool = True
+    ) -> Evaluation:
+        """Evaluate all members in fresh episodes; arrays (members, episodes).
+
+        Keys follow from each member's root key and `seed`, so a member's figure does not depend on
+        who else is in the population.
+        """
+        parts: list[Any] = [None] * len(self)
+        for rows, trained in self.batches:
+            result = evaluate_population(trained, episodes, seed, deterministic)
+            for j, i in enumerate(rows):
+                parts[i] = jax.tree.map(lambda x, j=j: x[j], result)
+        return Evaluation(*map(np.stack, zip(*parts, strict=True)))
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+    """Every combination of the values, the first name varying slowest."""
+    axes = [v.grid() if isinstance(v, Lin | Log) else list(v) for v in space.values()]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def random_search(space: Space, num: int, seed: int = 0) -> list[dict[str, Any]]:
+    """`num` settings: ranges sampled between their ends, lists by uniform choice."""
+    rng = np.random.default_rng(seed)
+
+    def draw(axis: Any) -> Any:
+        if isinstance(axis, Lin | Log):
+            return axis.sample(rng)
+        return axis[int(rng.integers(len(axis)))]
+
+    return [{name: draw(axis) for name, axis in space.items()} for _ in range(num)]
+
+
+def sweep(
+    agent: Agent,
+    space: Space | Sequence[Mapping[str, Any]] = (),
+    *,
+    seeds: int | Sequence[int] = 1,
+    random: int | None = None,
+    batch_size: int | None = None,
+    evaluations: int = 0,
+    episodes: int = 64,
+    announce: Callable[[str], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Population:
+    """Train every setting with every seed, in one program per distinct static setting.
+
+    Args:
+        agent: what the settings override.
+        space: name -> values. Names are fields of the agent, traced or static, or `env.NAME` for a
+            field of the environment's parameters. Instead, a list of settings, each name -> value.
+        seeds: how many (0..n-1), or which.
+        random: draw this many settings instead of the grid.
+        batch_size: train at most this many members at once, one batch after the other.
+        announce: called with a line for each program before anything compiles.
+
+    Raises:
+        ValueError: an unknown name, a value outside its range, an empty axis, no members.
+    """
+    settings = _settings(space, random)
+    seed_list = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not seed_list:
+        raise ValueError(f"seeds={seeds!r}: at least one is needed")
+    members = [(override(agent, s), {**s, "seed": x}) for s in settings for x in seed_list]
+    groups = _group([a for a, _ in members])
+    batches = [
+        rows[i : i + size]
+        for rows in groups
+        for size in [batch_size or len(rows)]
+        for i in range(0, len(rows), size)
+    ]
+    if announce is not None:
+        for number, rows in enumerate(groups, 1):
+            fixed = {k: v for k, v in members[rows[0]][1].items() if _is_static(agent, k)}
+            setting = "".join(f", {k}={v}" for k, v in fixed.items())
+            announce(f"program {number} of {len(groups)}: {len(rows)} members{setting}")
+
+    done: list[tuple[list[int], Trained]] = []
+    for rows in batches:
+        trained = run_population(
+            stack([members[i][0] for i in rows]),
+            [members[i][1]["seed"] for i in rows],
+            evaluations,
+            episodes,
+            progress,
+        )
+        done.append((rows, trained))
+        if trained.interrupted:
+            break
+    return _population([table for _, table in members], done)
+
+
+def override(agent: Agent, changes: Mapping[str, Any]) -> Agent:
+    """A copy of the agent with fields, or `env.NAME` parameters, changed and checked.
+
+    Raises:
+        ValueError: there is no such field or parameter, or it does not take that value.
+    """
+    fields = {k: v for k, v in changes.items() if not k.startswith("env.")}
+    known = [h.name for h in agent.hyperparameters()]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{agent.name} has no hyper-parameter {name!r}; {near(name, known)}")
+    params = agent.env_params
+    for name, value in changes.items():
+        if name.startswith("env."):
+            params = override_env_params(params, name[4:], value, agent.env)
+    return agent.replace(**fields, env_params=params)
+
+
+def override_env_params(params: Any, name: str, value: Any, env: Any) -> Any:
+    """Environment parameters with one field changed, in that field's own dtype."""
+    known = [f.name for f in dataclasses.fields(params)] if dataclasses.is_dataclass(params) else []
+    if name not in known:
+        raise ValueError(f"{env.name} has no parameter {name!r}; {near(name, known)}")
+    old = jnp.asarray(getattr(params, name))
+    try:
+        fits = np.shape(value) == old.shape and np.allclose(jnp.asarray(value, old.dtype), value)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"env.{name}={value!r} must be {old.dtype} of shape {old.shape}")
+    return dataclasses.replace(params, **{name: jnp.asarray(value, old.dtype)})
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """The end of an error line: the known names nearest to an unknown one."""
+    import difflib
+
+    names = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)
+    return f"did you mean {' or '.join(names)}?" if names else "there are none"
+
+
+def _settings(space: Any, random: int | None) -> list[dict[str, Any]]:
+    if not isinstance(space, Mapping):
+        return [dict(setting) for setting in space] or [{}]
+    for name, values in space.items():
+        empty = values.num < 1 if isinstance(values, Lin | Log) else len(values) == 0
+        if empty:
+            raise ValueError(f"{name}: the grid is empty")
+    return grid(space) if random is None else random_search(space, random)
+
+
+def _is_static(agent: Agent, name: str) -> bool:
+    return any(h.name == name and h.kind == "static" for h in agent.hyperparameters())
+
+
+def _group(agents: list[Agent]) -> list[list[int]]:
+    """Rows of agents that share a program: equal static fields, equal shapes of the traced."""
+    groups: dict[Any, list[int]] = {}
+    for i, agent in enumerate(agents):
+        leaves, structure = jax.tree.flatten(agent)
+        groups.setdefault((structure, *map(jnp.shape, leaves)), []).append(i)
+    return list(groups.values())
+
+
+def _population(table: list[dict[str, Any]], done: list[tuple[list[int], Trained]]) -> Population:
+    """Put the batches' rows back in order, numbering only the members that ran."""
+    ran = sorted(i for rows, _ in done for i in rows)
+    number = {i: n for n, i in enumerate(ran)}
+    batches = [([number[i] for i in rows], trained) for rows, trained in done]
+
+    def gather(part: Callable[[Trained], np.ndarray]) -> np.ndarray:
+        widest = max(part(trained).shape[1] for _, trained in batches)
+        shape = (len(ran), widest, *part(batches[0][1]).shape[2:])
+        whole = np.full(shape, np.nan, part(batches[0][1]).dtype)
+        for rows, trained in batches:
+            whole[rows, : part(trained).shape[1]] = part(trained)
+        return whole
+
+    return Population(
+        [table[i] for i in ran],
+        {name: gather(lambda b, n=name: b.metrics[n]) for name in done[0][1].metrics},
+        gather(lambda b: b.env_steps),
+        {name: gather(lambda b, n=name: b.evaluations[n]) for name in done[0][1].evaluations},
+        sum(b.compile_seconds for _, b in done),
+        sum(b.run_seconds for _, b in done),
+        any(b.interrupted for _, b in done),
+        batches,
+    )
