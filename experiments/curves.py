@@ -28,10 +28,13 @@ def of_run(folder: RunFolder, name: str = "") -> list[plots.Curve]:
 def draw(folders: list[RunFolder], out: Path) -> None:
     """The curves of one run, or of several over each other, as the figure `out`.
 
-    Raises: ValueError for a file ending that is no known format of figures.
+    Raises: ValueError where `out` cannot be written, or its ending is no known format of figures.
     """
     several = len(folders) > 1
     curves = [c for f in folders for c in of_run(f, f.path.resolve().name if several else "")]
     subjects = {f"{f.config['agent']} on {f.config['env']}" for f in folders}
     title = subjects.pop() if len(subjects) == 1 else ""
-    plots.save(plots.learning_curves(curves, title=title), out)
+    try:
+        plots.save(plots.learning_curves(curves, title=title), out)
+    except OSError as error:
+        raise ValueError(f"cannot write {out}: {error.strerror}") from None

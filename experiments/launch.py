@@ -7,7 +7,8 @@ raises ValueError with one line.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ import numpy as np
 import agents
 import envs_jax
 from experiments import parse, recipes
-from jaxrl.agent import Agent, Hyperparameter
-from jaxrl.sweep import Lin, Log, grid, near, override, random_search
+from jaxrl.agent import Agent
+from jaxrl.sweep import Lin, Log, grid, override, random_search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,26 +78,22 @@ def assemble(
     declared = {h.name: h for h in cls.hyperparameters()}
     for name in texts:
         if not name.startswith("env.") and name not in declared:
-            raise ValueError(
-                f"{agent_name} has no hyper-parameter {name!r}; {near(name, list(declared))}"
-            )
+            hint = parse.nearest(name, declared) or f"`jaxrl list {agent_name}` shows all"
+            raise ValueError(f"{agent_name} has no hyper-parameter {name!r}; {hint}")
     env_texts = {k[4:]: v for k, v in texts.items() if k.startswith("env.")}
     recipe_options = recipe.env_options if recipe else {}
     env, env_params, env_options = make_env(env_id, recipe_options, env_texts)
 
     fixed: dict[str, Any] = {}
     space: dict[str, Any] = {}
+    kinds: dict[str, type] = {}
     for name, text in texts.items():
-        if name.startswith("env."):
-            if name[4:] in env_options:
-                continue
-            kind = field_kind(env_params, name[4:])
-            axis = parse.axis(name, text, kind, lambda value: None, random is not None)
-        else:
-            hyperparameter = declared[name]
-            axis = parse.axis(
-                name, text, hyperparameter.type, _checker(hyperparameter, agent_name), bool(random)
-            )
+        if name.startswith("env.") and name[4:] in env_options:
+            continue
+        h = declared.get(name)
+        kinds[name] = h.type if h else field_kind(env_params, name[4:])
+        check = partial(h.check, owner=agent_name) if h else None
+        axis = parse.axis(name, text, kinds[name], check, random is not None)
         if isinstance(axis, Lin | Log) or len(axis) > 1:
             space[name] = axis
         else:
@@ -106,10 +103,9 @@ def assemble(
         raise ValueError(f"{name}={texts[name]}: `jaxrl train` takes one value; use `jaxrl sweep`")
 
     settings = grid(space) if random is None else random_search(space, random)
-    settings = [
-        {k: round(v) if k in declared and declared[k].type is int else v for k, v in s.items()}
-        for s in settings
-    ]
+    settings = _distinct(
+        {k: parse.rounded(v, kinds[k]) for k, v in setting.items()} for setting in settings
+    )
     start = {"total_steps": recipe.steps, **recipe.hyperparameters} if recipe else {}
     agent = build(cls, env, env_params, {**start, **fixed, **settings[0]})
     for setting in settings:
@@ -134,10 +130,8 @@ def make_env(
             env, env_params = envs_jax.make(env_id, **options)
         except ValueError as error:
             unknown = [name for name in chosen if f"unknown option {name!r}" in str(error)]
-            if unknown and fields:
-                hint = near(unknown[0], fields)
-                raise ValueError(f"{error}; or of its parameters, {hint}") from None
-            raise
+            hint = parse.nearest(unknown[0], fields) if unknown else ""
+            raise ValueError(f"{error}; among its parameters, {hint}" if hint else error) from None
     return env, env_params, options
 
 
@@ -161,5 +155,6 @@ def _fields(env_params: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(env_params)]
 
 
-def _checker(hyperparameter: Hyperparameter, owner: str) -> Any:
-    return lambda value: hyperparameter.check(value, owner)
+def _distinct(settings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without repetitions, which rounding and a random search over few values bring."""
+    return list({tuple(setting.items()): setting for setting in settings}.values())

@@ -5,7 +5,7 @@ Every function raises ValueError with one line that names the word and what is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def option(text: str) -> Any:
 
 
 def axis(
-    name: str, text: str, kind: type, check: Callable[[Any], None], random: bool
+    name: str, text: str, kind: type, check: Callable[[Any], None] | None, random: bool
 ) -> list[Any] | Log | Lin:
     """Values to sweep over: `v1,v2`, `log:low:high:n` or `lin:low:high:n`.
 
@@ -104,20 +104,33 @@ def axis(
         if not low <= high < float("inf"):
             raise ValueError(f"{name}={text}: the range must run from low to high")
         found = ranges[form](low, high, num)
-        for end in (low, high):
-            check(_rounded(end, kind))
         if random:
+            for end in (low, high):
+                if check:
+                    check(rounded(end, kind))
             return found
-        values = [_rounded(value, kind) for value in found.grid()]
+        values = [rounded(value, kind) for value in found.grid()]
     else:
         count = "[:n]" if random else ":n"
         raise ValueError(
             f"{name}={text} is not v1,v2,... log:low:high{count} or lin:low:high{count}"
         )
-    for value in values:
-        check(value)
-    return list(dict.fromkeys(values))
+    if check:
+        for value in values:
+            check(value)
+    return values
 
 
-def _rounded(value: float, kind: type) -> Any:
-    return round(value) if kind is int else value
+def rounded(value: Any, kind: type) -> Any:
+    """A number drawn from a range, made whole where `kind` is."""
+    return round(value) if kind is int and isinstance(value, float) else value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error line: the known names like an unknown one, or with its initials."""
+    import difflib
+
+    known = list(known)
+    initials = [k for k in known if "".join(word[0] for word in k.split("_")) == name]
+    names = initials or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(names)}?" if names else ""

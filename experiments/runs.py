@@ -57,9 +57,9 @@ def new(folder: Path) -> Iterator[None]:
 
     Raises: ValueError where it already holds a run or anything else, or cannot be written.
     """
-    if (folder / "config.json").exists():
-        raise ValueError(f"{folder} already holds a run: choose another --out")
     try:
+        if (folder / "config.json").exists():
+            raise ValueError(f"{folder} already holds a run: choose another --out")
         there = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):

@@ -86,7 +86,12 @@ def learning_curves(
     elif len(curves) > 1:
         axes.legend(frameon=False, fontsize="small")
     axes.set(title=title, xlabel="environment steps", ylabel=ylabel)
-    axes.set_xlim(left=0)
+    # A band of two or three runs can be far wider than all that was seen: it is cut off instead.
+    seen = np.concatenate([curve.returns[np.isfinite(curve.returns)] for curve in curves])
+    if seen.size and seen.min() < seen.max():
+        margin = 0.05 * (seen.max() - seen.min())
+        axes.set_ylim(seen.min() - margin, seen.max() + margin)
+    axes.set_xlim(0, max(curve.steps[-1] + curve.steps[0] for curve in curves))
     axes.xaxis.set_major_formatter(_steps_formatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)

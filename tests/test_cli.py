@@ -1,0 +1,350 @@
+"""The `jaxrl` command: bad input, and a small run through all of its commands."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import agents
+import envs_jax
+import jaxrl
+from experiments import launch, parse, recipes, runs
+from experiments.cli import main
+from jaxrl.sweep import Lin, Log
+
+JAXRL = [sys.executable, "-m", "experiments.cli"]
+TINY = ["num_envs=4", "num_steps=16", "num_minibatches=2", "--steps", "256", "--episodes", "3"]
+
+
+def refuse(*args, **kwargs):
+    raise AssertionError("bad input reached the engine")
+
+
+BAD_INPUT = [
+    ("train pp CartPole-v1", "unknown agent 'pp'; did you mean ppo"),
+    ("train ppo CartPole", "unknown environment 'CartPole'; did you mean CartPole-v1"),
+    ("train ppo CartPole-v1 learning_rat=1", "no hyper-parameter 'learning_rat'; did you mean lea"),
+    ("train ppo CartPole-v1 lr=1", "no hyper-parameter 'lr'; did you mean learning_rate?"),
+    ("train ppo CartPole-v1 zzz=1", "no hyper-parameter 'zzz'; `jaxrl list ppo` shows all"),
+    ("train ppo CartPole-v1 env.gravty=1", "unknown option 'gravty'"),
+    ("train ppo brax/reacher env.backend=sprin", "unknown backend 'sprin'; did you mean spring"),
+    ("train ppo CartPole-v1 learning_rate=-1", "learning_rate=-1.0 is outside"),
+    ("train ppo CartPole-v1 learning_rate=nan", "learning_rate=nan is outside"),
+    ("train ppo CartPole-v1 learning_rate=fast", "learning_rate=fast is not a number"),
+    ("train ppo CartPole-v1 num_envs=2.5", "num_envs=2.5 is not a whole number"),
+    ("train ppo CartPole-v1 normalize_rewards=yes", "is not true or false"),
+    ("train ppo CartPole-v1 hidden_sizes=64,64", "takes one value"),
+    ("train ppo CartPole-v1 network=rnn", "network='rnn' is not one of"),
+    ("train ppo CartPole-v1 env.gravity=down", "env.gravity=down is not a number"),
+    ("train ppo CartPole-v1 gamma", "'gamma' is not of the form key=value"),
+    ("train ppo CartPole-v1 gamma=1 gamma=0", "gamma is given twice"),
+    ("train ppo CartPole-v1 total_steps=1e5 --steps 1e5", "are the same"),
+    ("train ppo CartPole-v1 --steps 8", "total_steps=8 is smaller than one iteration"),
+    ("train ppo CartPole-v1 --steps 0", "0 is too small"),
+    ("train ppo CartPole-v1 --steps some", "some is not a whole number"),
+    ("train ppo CartPole-v1 --seeds 0", "at least one seed"),
+    ("train ppo CartPole-v1 --seed 1 --seeds 2", "not allowed with"),
+    ("train ppo CartPole-v1 num_minibatches=7", "num_minibatches=7 does not divide"),
+    ("train ppo CartPole-v1 --fast", "unrecognized arguments: --fast"),
+    ("train pqn Pendulum-v1", "needs discrete actions"),
+    ("sweep ppo CartPole-v1", "the grid is empty"),
+    ("sweep ppo CartPole-v1 gamma=", "the grid is empty"),
+    ("sweep ppo CartPole-v1 gamma=lin:0.9:0.99:0", "the grid is empty"),
+    ("sweep ppo CartPole-v1 gamma=0.9,0.99 --random 0", "the grid is empty"),
+    ("sweep ppo CartPole-v1 gamma=lin:0.9:0.99", "or lin:low:high:n"),
+    ("sweep ppo CartPole-v1 gamma=lin:0.5:1.5:3", "gamma=1.5 is outside"),
+    ("sweep ppo CartPole-v1 gamma=lin:0.9:2 --random 3", "gamma=2.0 is outside"),
+    ("sweep ppo CartPole-v1 gamma=lin:1:0:3", "from low to high"),
+    ("sweep ppo CartPole-v1 learning_rate=log:0:1:3", "ends above 0"),
+    ("sweep ppo CartPole-v1 num_minibatches=4,7", "num_minibatches=7 does not divide"),
+    ("eval .", "is not a run"),
+    ("plot missing", "missing is not a run"),
+    ("list qqq", "unknown agent 'qqq'"),
+    ("learn", "invalid choice: 'learn'"),
+    ("", "required: COMMAND"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_INPUT)
+def test_bad_input(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jaxrl.sweep", refuse)
+    try:
+        status = main(words.split())
+    except SystemExit as stop:  # argparse's own
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.startswith("jaxrl: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_files_is_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxrl.sweep", refuse)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["train", "ppo", "CartPole-v1", "--out", str(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_unwritable_folder_is_found_before_compiling(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxrl.sweep", refuse)
+    (tmp_path / "file").touch()
+    assert main(["train", "ppo", "CartPole-v1", "--out", str(tmp_path / "file" / "run")]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxrl.sweep", refuse)
+    with pytest.raises(AssertionError, match="reached the engine"):
+        main(["train", "ppo", "CartPole-v1", "--out", str(tmp_path / "run")])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list", "agents"]])
+def test_help_and_listings_answer_at_once(words):
+    heavy = ["jax", "numpy", "matplotlib", "scipy", "gymnax"]
+    code = (
+        "import sys; from experiments.cli import main\n"
+        f"try: main({words})\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.strip() == "[]"
+    assert "ppo" in result.stdout or "train" in result.stdout
+    assert time.perf_counter() - start < 1.5
+
+
+def test_exit_status_of_the_process():
+    result = subprocess.run([*JAXRL, "list", "nothing"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("jaxrl: error: unknown agent 'nothing'")
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("what", ["agents", "envs", "recipes", *agents.AGENTS])
+def test_list(what, capsys):
+    assert main(["list", what]) == 0
+    expected = {"agents": agents.AGENTS, "envs": envs_jax.list_envs(), "recipes": ["CartPole-v1"]}
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in expected.get(what, ["total_steps", "static", "traced"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "random", "expected"),
+    [
+        ("1e5", int, False, [100_000]),
+        ("1_000,2e3", int, False, [1000, 2000]),
+        ("64x64,32", tuple, False, [(64, 64), (32,)]),
+        ("true,False", bool, False, [True, False]),
+        ("tanh,relu", str, False, ["tanh", "relu"]),
+        ("1,2", float, False, [1.0, 2.0]),
+        ("lin:0:1:3", float, False, [0.0, 0.5, 1.0]),
+        ("log:1:100:3", int, False, [1, 10, 100]),
+        ("lin:1:2:3", int, False, [1, 2, 2]),
+        ("log:1e-4:1e-2", float, True, Log(1e-4, 1e-2, 1)),
+        ("lin:0:1:9", float, True, Lin(0.0, 1.0, 9)),
+    ],
+)
+def test_axis(text, kind, random, expected):
+    found = parse.axis("x", text, kind, None, random)
+    assert list(map(type, found)) == list(map(type, expected))
+    assert found == (pytest.approx(expected) if kind is float else expected)
+
+
+def test_words_behind_options_are_settings(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("experiments.cli.run", lambda args, **_: seen.update(vars(args)) or 0)
+    main(["train", "ppo", "CartPole-v1", "gamma=0", "--steps", "1e3", "learning_rate=1"])
+    assert seen["settings"] == ["gamma=0", "learning_rate=1"]
+    assert seen["steps"] == 1000
+
+
+def test_environment_options_and_parameters():
+    experiment = launch.assemble(
+        "ppo",
+        "CartPole-v1",
+        ["env.gravity=5,20", "env.sticky=0.25", "num_envs=8,4", "env.masscart=2"],
+        steps=None,
+        seeds=[0],
+        sweep=True,
+    )
+    assert experiment.env_options == {"sticky": 0.25}
+    assert float(experiment.agent.env_params.masscart) == 2
+    assert experiment.settings == [
+        {"env.gravity": g, "num_envs": n} for g in (5.0, 20.0) for n in (8, 4)
+    ]
+
+
+def test_random_search_has_no_setting_twice():
+    experiment = launch.assemble(
+        "ppo",
+        "CartPole-v1",
+        ["activation=tanh,relu", "num_steps=log:16:17", "num_envs=4,4"],
+        steps=None,
+        seeds=[0],
+        sweep=True,
+        random=30,
+    )
+    settings = [tuple(setting.values()) for setting in experiment.settings]
+    assert len(set(settings)) == len(settings) == 4  # 2 activations x 2 whole numbers
+    assert all(type(setting["num_steps"]) is int for setting in experiment.settings)
+
+
+@pytest.fixture(scope="module")
+def sweep_folder(tmp_path_factory):
+    """A sweep of a static and a traced hyper-parameter and an environment's: 8 settings."""
+    folder = tmp_path_factory.mktemp("runs") / "sweep"
+    grid = ["learning_rate=log:1e-4:1e-2:2", "activation=tanh,relu", "env.gravity=5,9.8"]
+    command = ["sweep", "ppo", "CartPole-v1", *grid, *TINY, "--seeds", "2", "--out", str(folder)]
+    assert main(command) == 0
+    return folder
+
+
+def test_run_folder(sweep_folder):
+    config = json.loads((sweep_folder / "config.json").read_text())
+    summary = json.loads((sweep_folder / "summary.json").read_text())
+    metrics = runs.open_run(sweep_folder).metrics()
+    assert config["agent"] == "ppo"
+    assert config["env"] == "CartPole-v1"
+    assert config["hyperparameters"]["num_envs"] == 4
+    assert config["versions"]["jax"] == jax.__version__
+    assert "sweep ppo CartPole-v1" in config["command"]
+    members, settings = summary["members"], summary["settings"]
+    assert len(settings) == 8
+    assert [m["seed"] for m in members] == [0, 1] * 8
+    assert [s["members"] for s in settings] == [[2 * i, 2 * i + 1] for i in range(8)]
+    assert sorted(i for rows in summary["states"] for i in rows) == list(range(16))
+    assert metrics["env_steps"].shape == (16, 4)
+    assert (metrics["env_steps"] == [64, 128, 192, 256]).all()
+    final = metrics["final_returns"]
+    assert final.shape == (16, 3)
+    np.testing.assert_allclose([m["final_return"] for m in members], final.mean(axis=1))
+    assert summary["final_return_mean"] == pytest.approx(final.mean())
+    low, high = summary["final_return_ci95"]
+    assert low < summary["final_return_mean"] < high
+    assert summary["best"]["mean"] == max(s["mean"] for s in settings)
+    assert summary["env_steps"] == 16 * 256
+    assert summary["env_steps_per_second"] == pytest.approx(16 * 256 / summary["run_seconds"])
+    assert (sweep_folder / "curve.png").stat().st_size > 10_000
+
+
+def test_states_come_back_as_they_were(sweep_folder):
+    """A member read from disk is the agent and the state that training it alone gives."""
+    folder = runs.open_run(sweep_folder)
+    (number, agent, state), *others = folder.members(1)
+    assert number == 1
+    assert not others
+    assert folder.summary["members"][1]["seed"] == 1
+    assert folder.setting(1) == {
+        "learning_rate": pytest.approx(1e-4),
+        "activation": "tanh",
+        "env.gravity": 5.0,
+    }
+    assert agent.activation == "tanh"
+    assert float(agent.env_params.gravity) == 5.0
+    alone = jaxrl.train(agent, seed=1).state
+    assert jax.tree.structure(alone) == jax.tree.structure(state)
+    assert jax.random.key_data(state.key).tolist() == jax.random.key_data(alone.key).tolist()
+    for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_eval(sweep_folder, capsys):
+    assert main(["eval", str(sweep_folder), "--member", "7", "--episodes", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "learning_rate=0.0001, activation=relu, env.gravity=9.8" in shown
+    assert main(["eval", str(sweep_folder), "--member", "16"]) == 2
+    assert "member 16 is outside 0..15" in capsys.readouterr().err
+
+
+def test_one_seed_has_no_interval(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "ppo", "CartPole-v1", "--seed", "7", *TINY]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("ppo-CartPole-v1-")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["final_return_ci95"] == [None, None]
+    assert [m["seed"] for m in summary["members"]] == [7]
+    assert "recipe ppo/CartPole-v1" in capsys.readouterr().err
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(["train", "ppo", "CartPole-v1", *TINY, "--out", str(folder)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(["eval", str(folder), "--episodes", "2", "--stochastic"]) == 0
+
+
+def test_plot_overlays_runs(sweep_folder, tmp_path, capsys):
+    out = tmp_path / "both.png"
+    assert main(["plot", str(sweep_folder), str(sweep_folder), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert out.stat().st_size > 10_000
+    assert main(["plot", str(sweep_folder), "--out", str(tmp_path / "no" / "a.png")]) == 2
+    assert main(["plot", str(sweep_folder), "--out", str(tmp_path / "a.xyz")]) == 2
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.slow
+def test_interrupt_keeps_what_was_done(tmp_path):
+    command = [
+        "train",
+        "ppo",
+        "CartPole-v1",
+        "num_envs=4",
+        "num_steps=16",
+        "--steps",
+        "2e7",
+        "--episodes",
+        "2",
+    ]
+    out = tmp_path / "run"
+    whole = [*JAXRL, *command, "--episodes", "2", "--out", str(out)]
+    with subprocess.Popen(whole, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "steps/s" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        error = process.stderr.read()
+        assert process.wait(timeout=120) == 130
+    assert "interrupted" in error
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["interrupted"]
+    assert 0 < summary["env_steps"] < 4e6
+
+
+def recipe_files():
+    return [Path(path) for path in sorted(recipes.FOLDER.rglob("*.toml"))]
+
+
+@pytest.mark.parametrize("path", recipe_files(), ids=lambda p: p.parent.name + "-" + p.stem)
+def test_recipe_builds(path):
+    """It lies where it is looked for, says what it compares with, and is a valid agent."""
+    recipe = recipes.load(path)
+    assert recipes.find(recipe.agent, recipe.env) == recipe
+    assert path == recipes.FOLDER / f"{recipe.name}.toml"
+    assert recipe.source
+    experiment = launch.assemble(recipe.agent, recipe.env, [], steps=None, seeds=[0], sweep=False)
+    assert experiment.agent.total_steps == recipe.steps
+    assert experiment.recipe == recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", recipe_files(), ids=lambda p: p.parent.name + "-" + p.stem)
+def test_recipe_runs_one_iteration(path):
+    recipe = recipes.load(path)
+    agent = launch.assemble(recipe.agent, recipe.env, [], steps=None, seeds=[0], sweep=False).agent
+    _, metrics = jax.jit(agent.step)(agent.init(jax.random.key(0)), jax.numpy.int32(0))
+    losses = {name: float(value) for name, value in metrics.items() if "loss" in name}
+    assert losses
+    assert np.isfinite(list(losses.values())).all()
