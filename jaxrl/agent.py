@@ -28,6 +28,7 @@ class Tag(enum.IntEnum):
     LEARN = 3
     EVALUATE = 4  # during training
     TEST = 5  # after it
+    MEASURE = 6
 
 
 def derive(key: jax.Array, tag: Tag, t: int | jax.Array = 0) -> jax.Array:

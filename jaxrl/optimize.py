@@ -33,7 +33,7 @@ def permutation(key: jax.Array, n: int, valid: int | jax.Array | None = None) ->
     # The top bit stays free to send the rows that do not count to the end.
     words = (jax.random.bits(key, (n,), jnp.uint32) >> (1 + bits)) << bits | index
     if valid is not None:
-        words |= jnp.where(index < valid, 0, 1 << 31).astype(jnp.uint32)
+        words |= (index >= valid).astype(jnp.uint32) << 31
     return (jnp.sort(words) & (2**bits - 1)).astype(jnp.int32)
 
 
