@@ -80,7 +80,7 @@ class ABS(PQN):
         return ABSState(*state, zero, length, jnp.zeros((READINGS,)), zero)
 
     def step(self, state: ABSState, t: jax.Array) -> tuple[ABSState, dict[str, jax.Array]]:
-        progress = state.env_steps / self.total_steps
+        progress = self.progress(state, t)
         length = jnp.round(state.length).astype(jnp.int32)
         actors, steps, metrics = self.collect(state, t, progress, self.max_steps, length)
         batch = self.batch(state.params, steps, actors, length)

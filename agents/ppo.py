@@ -92,8 +92,7 @@ class PPO(Agent):
         actor = Network(spaces.action_size(self.action_space), output_scale=0.01, **body)
         return actor, Network(1, output_scale=1.0, **body)
 
-    def optimizer(self, t: jax.Array | int = 0) -> optax.GradientTransformation:
-        progress = t / self.num_iterations
+    def optimizer(self, progress: jax.Array | float = 0.0) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate
         learning_rate = linear_schedule(self.learning_rate, end, progress)
         clip = optax.clip_by_global_norm(self.max_grad_norm)
@@ -178,7 +177,7 @@ class PPO(Agent):
         )
         batch = Batch(obs, steps.action, steps.extras, values, advantages, advantages + values)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-        optimizer = self.optimizer(t)
+        optimizer = self.optimizer(self.progress(state, t))
 
         def update(carry, minibatch):
             params, opt_state = carry

@@ -104,7 +104,7 @@ class PQN(Agent):
         return PQNState(key, params, self.optimizer().init(params), actors)
 
     def step(self, state: PQNState, t: jax.Array) -> tuple[PQNState, dict[str, jax.Array]]:
-        progress = t / self.num_iterations
+        progress = self.progress(state, t)
         actors, steps, metrics = self.collect(state, t, progress, self.num_steps)
         batch = self.batch(state.params, steps, actors)
         optimizer = self.optimizer(progress)

@@ -178,6 +178,11 @@ class Agent:
         """Environment steps taken so far where iterations vary in length, else None."""
         return None
 
+    def progress(self, state: Any, t: jax.Array) -> jax.Array:
+        """The part of `total_steps` taken before iteration t, in [0, 1): what schedules follow."""
+        taken = self.env_steps(state)
+        return (t * self.steps_per_iteration if taken is None else taken) / self.total_steps
+
     @property
     def num_iterations(self) -> int:
         """Iterations of the whole run; where their length varies, the most it can take."""
