@@ -62,7 +62,7 @@ class Meter:
     def say(self, line: str) -> None:
         """A line of its own, above the bar where there is one."""
         if self.bar:
-            self.bar.console.print(line, markup=False, highlight=False)
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
 
