@@ -67,9 +67,10 @@ class Meter:
             print(line, file=sys.stderr, flush=True)
 
     def __call__(self, progress: Progress) -> None:
-        if self.newest and progress.env_steps < self.newest.env_steps:
-            self.before += self.newest.env_steps
-            self.seconds_before += self.newest.seconds
+        last = self.newest
+        if last and (last.iteration == last.iterations or progress.env_steps < last.env_steps):
+            self.before += last.env_steps
+            self.seconds_before += last.seconds
         self.newest = progress
         steps = self.before + progress.env_steps
         rate = steps / max(self.seconds_before + progress.seconds, 1e-9)
@@ -81,7 +82,8 @@ class Meter:
             self.bar.update(self.task, description="training", completed=steps, status=status)
         elif steps * PLAIN_LINES >= self.total_steps * (self.lines + 1):
             self.lines = steps * PLAIN_LINES // self.total_steps
-            print(f"{steps / self.total_steps:4.0%}  {status}", file=sys.stderr, flush=True)
+            share = min(1.0, steps / self.total_steps)  # adaptive batches overshoot a little
+            print(f"{share:4.0%}  {status}", file=sys.stderr, flush=True)
 
 
 def number(value: float | None) -> str:

@@ -16,7 +16,9 @@ import envs_jax
 import jaxrl
 from experiments import launch, parse, recipes, runs
 from experiments.cli import main
+from experiments.report import Meter
 from jaxrl.sweep import Lin, Log
+from jaxrl.train import Progress
 
 JAXRL = [sys.executable, "-m", "experiments.cli"]
 TINY = ["num_envs=4", "num_steps=16", "num_minibatches=2", "--steps", "256", "--episodes", "3"]
@@ -199,6 +201,15 @@ def test_random_search_has_no_setting_twice():
     settings = [tuple(setting.values()) for setting in experiment.settings]
     assert len(set(settings)) == len(settings) == 4  # 2 activations x 2 whole numbers
     assert all(type(setting["num_steps"]) is int for setting in experiment.settings)
+
+
+def test_progress_adds_up_programs(capsys):
+    meter = Meter(total_steps=400)
+    for iteration, iterations, env_steps in [(1, 1, 100), (1, 2, 100), (2, 2, 200), (3, 9, 120)]:
+        metrics = {"episode_return": float("nan")}
+        meter(Progress(iteration, iterations, env_steps, 200, 1, 1.0, metrics))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["25%", "50%", "75%", "100%"]
 
 
 @pytest.fixture(scope="module")
