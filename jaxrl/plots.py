@@ -84,7 +84,7 @@ def learning_curves(
     elif len(curves) > MAX_LEGEND:
         figure.legend(loc="outside right upper", frameon=False, fontsize="x-small")
     elif len(curves) > 1:
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(framealpha=0.85, edgecolor="none", fontsize="small")
     axes.set(title=title, xlabel="environment steps", ylabel=ylabel)
     # A band of two or three runs can be far wider than all that was seen: it is cut off instead.
     seen = np.concatenate([curve.returns[np.isfinite(curve.returns)] for curve in curves])
