@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from agents.pqn import PQN, Batch
+from agents.pqn import Batch, QLambda
 from jaxrl.agent import Tag, derive, static, traced
 from jaxrl.optimize import permutation
 from jaxrl.rollout import Actors
@@ -38,12 +38,11 @@ class ABSState(NamedTuple):
     num_readings: jax.Array
 
 
-class ABS(PQN):
+class ABS(QLambda):
     """PQN whose rollout length grows from `min_steps` to `max_steps` as the policy settles.
 
     Epochs follow the length (eq. 10) and the number of minibatches stays, so a minibatch grows with
-    the batch. `num_steps` and `num_epochs` of PQN are not used; min_steps = max_steps is the
-    fixed-length baseline.
+    the batch. min_steps = max_steps is the fixed-length baseline.
     """
 
     num_minibatches: int = static(4, "[1, inf)", "gradient steps per pass; they grow with L")
@@ -54,7 +53,8 @@ class ABS(PQN):
     max_steps: int = static(64, "[1, inf)", "longest rollout per environment (128: large nets)")
     truncate_length: bool = static(False, None, "keep L whole, as released: it stalls near L*-9")
 
-    def check_batch(self) -> None:
+    def check(self) -> None:
+        super().check()
         if self.max_steps < self.min_steps:
             raise ValueError(
                 f"abs: max_steps={self.max_steps} is smaller than min_steps={self.min_steps}"
@@ -74,10 +74,8 @@ class ABS(PQN):
         return state.env_steps
 
     def init(self, key: jax.Array) -> ABSState:
-        state = super().init(key)
-        zero = jnp.zeros((), jnp.int32)
-        length = jnp.asarray(float(self.min_steps))
-        return ABSState(*state, zero, length, jnp.zeros((READINGS,)), zero)
+        zero, length = jnp.zeros((), jnp.int32), jnp.asarray(float(self.min_steps))
+        return ABSState(key, *self.begin(key), zero, length, jnp.zeros((READINGS,)), zero)
 
     def step(self, state: ABSState, t: jax.Array) -> tuple[ABSState, dict[str, jax.Array]]:
         progress = self.progress(state, t)

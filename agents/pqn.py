@@ -29,13 +29,10 @@ class Batch(NamedTuple):
     target: jax.Array
 
 
-class PQN(Agent):
-    """Q(lambda) on parallel environments: no replay, no target network, but LayerNorm."""
+class QLambda(Agent):
+    """What PQN and its adaptive form share: network, behaviour, targets, loss."""
 
     num_envs: int = static(128, "[1, inf)", "environments stepped in parallel")
-    num_steps: int = static(32, "[1, inf)", "steps per environment and iteration")
-    num_epochs: int = static(2, "[1, inf)", "passes over each rollout")
-    num_minibatches: int = static(32, "[1, inf)", "gradient steps per pass; divides the batch")
     learning_rate: float = traced(5e-4, "(0, inf)", "RAdam's step size at the start")
     learning_rate_end: float = traced(0.0, "[0, inf)", "its fraction left at the end (linear)")
     gamma: float = traced(0.99, "[0, 1]", "discount")
@@ -54,21 +51,8 @@ class PQN(Agent):
 
     def check(self) -> None:
         super().check()
-        self.check_batch()
         spaces.require(self.action_space, "discrete", self.name, self.env)
         self.make_network()
-
-    def check_batch(self) -> None:
-        batch = self.steps_per_iteration
-        if batch % self.num_minibatches:
-            raise ValueError(
-                f"pqn: num_minibatches={self.num_minibatches} does not divide the batch of "
-                f"{batch} = num_envs {self.num_envs} x num_steps {self.num_steps}"
-            )
-
-    @property
-    def steps_per_iteration(self) -> int:
-        return self.num_envs * self.num_steps
 
     @property
     def action_space(self) -> Any:
@@ -91,40 +75,17 @@ class PQN(Agent):
     def optimizer(self, progress: jax.Array | float = 0.0) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate
         learning_rate = linear_schedule(self.learning_rate, end, progress)
-        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.radam(learning_rate))
+        clip = optax.clip_by_global_norm(self.max_grad_norm)
+        return optax.chain(clip, optax.radam(learning_rate))
 
     def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
         return self.make_network().apply(params, obs)
 
-    # Training ---------------------------------------------------------------------------------
-
-    def init(self, key: jax.Array) -> PQNState:
+    def begin(self, key: jax.Array) -> tuple[Any, Any, Actors]:
+        """Fresh parameters, optimiser state and environments."""
         actors = reset(derive(key, Tag.RESET), self.env, self.env_params, self.num_envs)
         params = self.make_network().init(derive(key, Tag.INIT), actors.obs[0])
-        return PQNState(key, params, self.optimizer().init(params), actors)
-
-    def step(self, state: PQNState, t: jax.Array) -> tuple[PQNState, dict[str, jax.Array]]:
-        progress = self.progress(state, t)
-        actors, steps, metrics = self.collect(state, t, progress, self.num_steps)
-        batch = self.batch(state.params, steps, actors)
-        optimizer = self.optimizer(progress)
-
-        def update(carry, minibatch):
-            params, opt_state = carry
-            loss, grads = self.loss_and_grad(params, minibatch, minibatch.target.shape[0])
-            updates, opt_state = optimizer.update(grads, opt_state)
-            return (optax.apply_updates(params, updates), opt_state), loss
-
-        (params, opt_state), losses = minibatch_epochs(
-            derive(state.key, Tag.LEARN, t),
-            update,
-            (state.params, state.opt_state),
-            batch,
-            self.num_epochs,
-            self.num_minibatches,
-        )
-        metrics |= {"loss": losses.mean(), "q_mean": steps.extras.mean()}
-        return PQNState(state.key, params, opt_state, actors), metrics
+        return params, self.optimizer().init(params), actors
 
     def collect(
         self,
@@ -196,6 +157,53 @@ class PQN(Agent):
             return q.argmax(-1) if deterministic else epsilon_greedy(key, q, self.epsilon_end)
 
         return act
+
+
+class PQN(QLambda):
+    """Q(lambda) on parallel environments: no replay, no target network, but LayerNorm."""
+
+    num_steps: int = static(32, "[1, inf)", "steps per environment and iteration")
+    num_epochs: int = static(2, "[1, inf)", "passes over each rollout")
+    num_minibatches: int = static(32, "[1, inf)", "gradient steps per pass; divides the batch")
+
+    def check(self) -> None:
+        super().check()
+        batch = self.steps_per_iteration
+        if batch % self.num_minibatches:
+            raise ValueError(
+                f"pqn: num_minibatches={self.num_minibatches} does not divide the batch of "
+                f"{batch} = num_envs {self.num_envs} x num_steps {self.num_steps}"
+            )
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_envs * self.num_steps
+
+    def init(self, key: jax.Array) -> PQNState:
+        return PQNState(key, *self.begin(key))
+
+    def step(self, state: PQNState, t: jax.Array) -> tuple[PQNState, dict[str, jax.Array]]:
+        progress = self.progress(state, t)
+        actors, steps, metrics = self.collect(state, t, progress, self.num_steps)
+        batch = self.batch(state.params, steps, actors)
+        optimizer = self.optimizer(progress)
+
+        def update(carry, minibatch):
+            params, opt_state = carry
+            loss, grads = self.loss_and_grad(params, minibatch, minibatch.target.shape[0])
+            updates, opt_state = optimizer.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), opt_state), loss
+
+        (params, opt_state), losses = minibatch_epochs(
+            derive(state.key, Tag.LEARN, t),
+            update,
+            (state.params, state.opt_state),
+            batch,
+            self.num_epochs,
+            self.num_minibatches,
+        )
+        metrics |= {"loss": losses.mean(), "q_mean": steps.extras.mean()}
+        return PQNState(state.key, params, opt_state, actors), metrics
 
 
 def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> jax.Array:

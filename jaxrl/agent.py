@@ -139,13 +139,13 @@ class Agent:
                 valid=f.metadata["valid"],
                 doc=f.metadata["doc"],
             )
-            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            for f in dataclasses.fields(cls)
             if "doc" in f.metadata
         ]
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked like a new agent."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+        return dataclasses.replace(self, **changes)
 
     # What a subclass provides -----------------------------------------------------------------
 
@@ -204,7 +204,7 @@ def _register(cls: type) -> None:
         return tuple(zip(keys, children, strict=True)), aux
 
     def unflatten(aux: Any, children: Any) -> Any:
-        agent = object.__new__(cls)
+        agent: Any = object.__new__(cls)
         for name, value in zip(data + meta, (*children, *aux), strict=True):
             object.__setattr__(agent, name, value)
         return agent

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def use_all_cores() -> int:
         RuntimeError: JAX has already started with fewer devices.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if jax.config.jax_num_cpu_devices in (None, -1):
+    if jax.config.read("jax_num_cpu_devices") in (None, -1):
         try:
             jax.config.update("jax_num_cpu_devices", cores or 1)
         except RuntimeError as error:
@@ -40,7 +39,7 @@ def use_compilation_cache(path: str | Path | None = None) -> None:
 
     `path` defaults to $JAX_COMPILATION_CACHE_DIR, else to jaxrl/ in the user's cache folder.
     """
-    if path is None and jax.config.jax_compilation_cache_dir:
+    if path is None and jax.config.read("jax_compilation_cache_dir"):
         return
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(path or Path(cache_home) / "jaxrl"))
@@ -61,7 +60,7 @@ def place(tree: Any, mesh: Mesh) -> Any:
 _programs: dict[Any, Any] = {}
 
 
-def compiled(jitted: Callable[..., Any], *args: Any, **statics: Any) -> tuple[Any, float]:
+def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
     """The compiled program of a jitted function for these arguments, and the seconds it took.
 
     Compiling apart from running is what lets the two be reported apart. Programs are kept: the

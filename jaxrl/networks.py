@@ -71,6 +71,4 @@ def patches_3x3(x: jax.Array) -> jax.Array:
     """
     height, width = x.shape[-3] - 2, x.shape[-2] - 2
     shifts = [(i, j) for i in range(3) for j in range(3)]
-    return jnp.concatenate(
-        [x[..., i : i + height, j : j + width, :] for i, j in shifts], axis=-1
-    )
+    return jnp.concatenate([x[..., i : i + height, j : j + width, :] for i, j in shifts], axis=-1)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 
 class RunningMoments(NamedTuple):
-    """Count, mean and variance of everything seen so far; mean and variance share a shape."""
+    """Number, mean and variance of everything seen so far; mean and variance share a shape."""
 
-    count: jax.Array
+    seen: jax.Array
     mean: jax.Array
     var: jax.Array
 
@@ -26,9 +26,9 @@ class RunningMoments(NamedTuple):
         batch = batch.astype(self.mean.dtype)
         n = batch.size // max(self.mean.size, 1)
         batch_mean, batch_var = batch.mean(axes), batch.var(axes)
-        total = self.count + n
+        total = self.seen + n
         delta = batch_mean - self.mean
-        m2 = self.var * self.count + batch_var * n + delta**2 * self.count * n / total
+        m2 = self.var * self.seen + batch_var * n + delta**2 * self.seen * n / total
         return RunningMoments(total, self.mean + delta * n / total, m2 / total)
 
     def normalize(self, x: jax.Array, clip: float = 10.0) -> jax.Array:
@@ -50,7 +50,7 @@ class RewardScale(NamedTuple):
     def of_envs(cls, num_envs: int) -> RewardScale:
         return cls(RunningMoments.of_shape(()), jnp.zeros((num_envs,)))
 
-    def update(self, rewards: jax.Array, dones: jax.Array, gamma: jax.Array) -> RewardScale:
+    def update(self, rewards: jax.Array, dones: jax.Array, gamma: float | jax.Array) -> RewardScale:
         """Add a rollout's rewards (T, N); a return starts anew after the step that ended it."""
 
         def forward(carry, row):

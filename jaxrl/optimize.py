@@ -12,7 +12,7 @@ import jax.numpy as jnp
 def linear_schedule(
     start: float | jax.Array,
     end: float | jax.Array,
-    progress: jax.Array,
+    progress: float | jax.Array,
     fraction: float | jax.Array = 1.0,
 ) -> jax.Array:
     """From `start` to `end` over the first `fraction` of training; progress is in [0, 1]."""

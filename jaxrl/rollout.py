@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Act = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
+Act = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
 
 
 class Actors(NamedTuple):
@@ -52,18 +52,18 @@ class Transition(NamedTuple):
 class Episodes(NamedTuple):
     """Sums over the episodes that ended in a rollout, per environment (N,)."""
 
-    count: jax.Array
+    ended: jax.Array
     returns: jax.Array
     lengths: jax.Array
 
     def metrics(self) -> dict[str, jax.Array]:
         """Mean return and length, NaN where no episode ended, and how many ended."""
-        count = self.count.sum()
-        nothing = jnp.where(count > 0, 0.0, jnp.nan)
+        ended = self.ended.sum()
+        nothing = jnp.where(ended > 0, 0.0, jnp.nan)
         return {
-            "episode_return": self.returns.sum() / jnp.maximum(count, 1) + nothing,
-            "episode_length": self.lengths.sum() / jnp.maximum(count, 1) + nothing,
-            "episodes": count,
+            "episode_return": self.returns.sum() / jnp.maximum(ended, 1) + nothing,
+            "episode_length": self.lengths.sum() / jnp.maximum(ended, 1) + nothing,
+            "episodes": ended,
         }
 
 
@@ -73,7 +73,7 @@ def strong(tree: Any) -> Any:
 
 
 def reset_kind(env: Any) -> str:
-    """"fresh", "pool" or "cached": see `step_envs`."""
+    """ "fresh", "pool" or "cached": see `step_envs`."""
     return getattr(env, "resets", "fresh")
 
 
@@ -117,7 +117,7 @@ def rollout(
         done = terminated | truncated
         returned, lasted = actors.episode_return + reward, actors.episode_length + 1
         episodes = Episodes(
-            episodes.count + done,
+            episodes.ended + done,
             episodes.returns + jnp.where(done, returned, 0),
             episodes.lengths + jnp.where(done, lasted, 0),
         )
@@ -133,7 +133,8 @@ def rollout(
         )
         return (actors, episodes), transition
 
-    carry = (actors, Episodes(*[jnp.zeros((num_envs,))] * 3))
+    zeros = jnp.zeros((num_envs,))
+    carry = (actors, Episodes(zeros, zeros, zeros))
     if length is None:
         (actors, episodes), transitions = jax.lax.scan(body, carry, jnp.arange(num_steps))
         return actors, transitions, episodes

@@ -88,9 +88,7 @@ class Population:
                 return member(trained, rows.index(i))
         raise IndexError(f"member {i} of a population of {len(self)}")
 
-    def evaluate(
-        self, episodes: int = 64, seed: int = 0, deterministic: bool = True
-    ) -> Evaluation:
+    def evaluate(self, episodes: int = 64, seed: int = 0, deterministic: bool = True) -> Evaluation:
         """Evaluate all members in fresh episodes; arrays (members, episodes).
 
         Keys follow from each member's root key and `seed`, so a member's figure does not depend on
@@ -101,7 +99,7 @@ class Population:
             result = evaluate_population(trained, episodes, seed, deterministic)
             for j, i in enumerate(rows):
                 parts[i] = jax.tree.map(lambda x, j=j: x[j], result)
-        return Evaluation(*map(np.stack, zip(*parts, strict=True)))
+        return jax.tree.map(lambda *xs: np.stack(xs), *parts)
 
 
 def grid(space: Space) -> list[dict[str, Any]]:
@@ -216,8 +214,6 @@ def override_env_params(params: Any, name: str, value: Any, env: Any) -> Any:
 
 def near(name: str, known: Sequence[str]) -> str:
     """The end of an error line: the known names nearest to an unknown one."""
-    import difflib
-
     names = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)
     return f"did you mean {' or '.join(names)}?" if names else "there are none"
 
@@ -251,21 +247,21 @@ def _population(table: list[dict[str, Any]], done: list[tuple[list[int], Trained
     number = {i: n for n, i in enumerate(ran)}
     batches = [([number[i] for i in rows], trained) for rows, trained in done]
 
-    def gather(part: Callable[[Trained], np.ndarray]) -> np.ndarray:
-        widest = max(part(trained).shape[1] for _, trained in batches)
-        shape = (len(ran), widest, *part(batches[0][1]).shape[2:])
-        whole = np.full(shape, np.nan, part(batches[0][1]).dtype)
-        for rows, trained in batches:
-            whole[rows, : part(trained).shape[1]] = part(trained)
+    def gather(parts: list[np.ndarray]) -> np.ndarray:
+        widest = max(part.shape[1] for part in parts)
+        whole = np.full((len(ran), widest, *parts[0].shape[2:]), np.nan, parts[0].dtype)
+        for (rows, _), part in zip(batches, parts, strict=True):
+            whole[rows, : part.shape[1]] = part
         return whole
 
+    runs = [trained for _, trained in done]
     return Population(
         [table[i] for i in ran],
-        {name: gather(lambda b, n=name: b.metrics[n]) for name in done[0][1].metrics},
-        gather(lambda b: b.env_steps),
-        {name: gather(lambda b, n=name: b.evaluations[n]) for name in done[0][1].evaluations},
-        sum(b.compile_seconds for _, b in done),
-        sum(b.run_seconds for _, b in done),
-        any(b.interrupted for _, b in done),
+        {k: gather([run.metrics[k] for run in runs]) for k in runs[0].metrics},
+        gather([run.env_steps for run in runs]),
+        {k: gather([run.evaluations[k] for run in runs]) for k in runs[0].evaluations},
+        sum(run.compile_seconds for run in runs),
+        sum(run.run_seconds for run in runs),
+        any(run.interrupted for run in runs),
         batches,
     )

@@ -8,6 +8,7 @@ run is a population of one, which is not vmapped.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import threading
 import time
@@ -25,7 +26,7 @@ from jaxrl.agent import Agent, Tag, derive
 from jaxrl.devices import MEMBERS, compiled, member_mesh, place
 from jaxrl.evaluate import Evaluation, evaluate
 
-CHUNKS = 40  # pieces that a run is cut into, between which the host may act
+CHUNKS = 100  # pieces that a run is cut into, between which the host may act
 
 
 class Run(NamedTuple):
@@ -197,8 +198,8 @@ def run_population(
     interrupted = False
 
     with _stop_on_interrupt() as stop_asked:
-        for t, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            args = agents, states, np.int32(t), np.int32(stop)
+        for t, stop in itertools.pairwise(bounds):
+            args: Any = agents, states, np.int32(t), np.int32(stop)
             chunk, seconds = compiled(_chunk, *args, mesh=mesh, length=length)
             compile_seconds += seconds
             states, done, chunk_rows = chunk(*args)
@@ -309,7 +310,7 @@ def evaluate_population(
         deterministic=deterministic,
     )
     result = program(*place((*tree, keys), mesh))
-    return Evaluation(*(np.asarray(x)[:members] for x in result))
+    return jax.tree.map(lambda x: np.asarray(x)[:members], result)
 
 
 def _layout(members: int) -> tuple[Any, np.ndarray]:
@@ -397,7 +398,7 @@ def _stack_evaluations(
     if not evaluated:
         empty = np.zeros((members, 0))
         return {"env_steps": empty, "returns": np.zeros((members, 0, episodes))}
-    steps = np.stack([s for s, _ in evaluated], axis=1)[:members]
+    steps = np.stack([s for s, _ in evaluated], axis=1)[:members].astype(float)
     returns = np.stack([r for _, r in evaluated], axis=1)[:members]
     return {"env_steps": steps, "returns": returns}
 
