@@ -24,7 +24,7 @@ def use_all_cores() -> int:
         RuntimeError: JAX has already started with fewer devices.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if jax.config.read("jax_num_cpu_devices") in (None, -1):
+    if jax.config.jax_num_cpu_devices in (None, -1):  # type: ignore[attr-defined]
         try:
             jax.config.update("jax_num_cpu_devices", cores or 1)
         except RuntimeError as error:
@@ -39,7 +39,7 @@ def use_compilation_cache(path: str | Path | None = None) -> None:
 
     `path` defaults to $JAX_COMPILATION_CACHE_DIR, else to jaxrl/ in the user's cache folder.
     """
-    if path is None and jax.config.read("jax_compilation_cache_dir"):
+    if path is None and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(path or Path(cache_home) / "jaxrl"))
