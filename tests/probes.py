@@ -1,0 +1,151 @@
+"""Probe environments: each has one thing to learn, and a known answer.
+
+Observations are (1,) floats. Those with `continuous=True` take one action in [-2, 2], so that an
+agent which forgets to scale its own [-1, 1] is found out.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import spaces
+from gymnax.environments.environment import Environment
+
+
+@struct.dataclass
+class State:
+    time: jax.Array
+    sign: jax.Array  # -1 or 1, drawn at each reset
+
+
+@struct.dataclass
+class Params:
+    max_steps_in_episode: jax.Array
+    bonus: jax.Array  # added to every reward
+
+
+class Probe(Environment):
+    """An episode of one step with reward 1; what subclasses change is a line or two.
+
+    `traces` counts how many times `step_env` was traced.
+    """
+
+    length = 1  # steps to the terminal state
+
+    def __init__(self, continuous: bool = False, limit: int = 100):
+        self.continuous, self.limit, self.traces = continuous, limit, 0
+
+    @property
+    def default_params(self):
+        return Params(jnp.asarray(self.limit, jnp.int32), jnp.asarray(0.0, jnp.float32))
+
+    def reset_env(self, key, params):
+        sign = 2 * jax.random.bernoulli(key).astype(jnp.float32) - 1
+        state = State(jnp.zeros((), jnp.int32), sign)
+        return self.see(state), state
+
+    def step_env(self, key, state, action, params):
+        self.traces += 1
+        reward = self.reward(state, self.goodness(state, action)) + params.bonus
+        state = State(state.time + 1, state.sign)
+        return self.see(state), state, reward, state.time >= self.length, {}
+
+    def see(self, state):
+        return jnp.ones(1)
+
+    def reward(self, state, goodness):
+        return jnp.ones(())
+
+    def goodness(self, state, action):
+        """1 for the best action, -1 for the wrong one of two; continuous: minus the distance."""
+        wanted = self.wanted(state)
+        if self.continuous:
+            return -jnp.abs(action[0] - wanted)
+        return jnp.where(action == (wanted > 0), 1.0, -1.0)
+
+    def wanted(self, state):
+        """The best action: its sign where discrete."""
+        return jnp.ones(())
+
+    @property
+    def num_actions(self):
+        return 2
+
+    def action_space(self, params):
+        return spaces.Box(-2.0, 2.0, (1,)) if self.continuous else spaces.Discrete(2)
+
+    def observation_space(self, params):
+        return spaces.Box(-10.0, 10.0, (1,))
+
+
+class ConstantReward(Probe):
+    """V = 1."""
+
+
+class ObsValue(Probe):
+    """V(obs) = obs."""
+
+    def see(self, state):
+        return state.sign[None]
+
+    def reward(self, state, goodness):
+        return state.sign
+
+
+class TwoSteps(Probe):
+    """Observations 0 and 1, reward 1 after the second: V(0) = gamma, V(1) = 1."""
+
+    length = 2
+
+    def see(self, state):
+        return state.time[None].astype(jnp.float32)
+
+    def reward(self, state, goodness):
+        return (state.time == 1).astype(jnp.float32)
+
+
+class ActionChoice(Probe):
+    """The action 1 is the best."""
+
+    def reward(self, state, goodness):
+        return goodness
+
+
+class Match(ObsValue):
+    """The best action has the observation's sign, and is half of it where continuous."""
+
+    def reward(self, state, goodness):
+        return goodness
+
+    def wanted(self, state):
+        return 0.5 * state.sign
+
+
+class TimeLimit(Probe):
+    """Reward 1 for ever, cut every `limit` steps: V = 1 / (1 - gamma), whatever the limit."""
+
+    length = 10**9
+
+
+class Chain(Probe):
+    """Five one-hot states in a row; action 1 goes right, 0 left; reward 1 for leaving on the right.
+
+    Starts anywhere, so that every state is seen.
+    """
+
+    size = 5
+
+    def reset_env(self, key, params):
+        state = State(jnp.zeros((), jnp.int32), jax.random.randint(key, (), 0, self.size))
+        return self.see(state), state
+
+    def step_env(self, key, state, action, params):
+        place = jnp.maximum(state.sign + 2 * action - 1, 0)
+        out = place >= self.size
+        state = State(state.time + 1, jnp.minimum(place, self.size - 1))
+        return self.see(state), state, out.astype(jnp.float32), out, {}
+
+    def see(self, state):
+        return jax.nn.one_hot(state.sign, self.size)
+
+    def observation_space(self, params):
+        return spaces.Box(0.0, 1.0, (self.size,))
