@@ -341,6 +341,8 @@ def _iterate(
     iterations vary in length) are held still until the slowest is done.
     """
 
+    step = jax.jit(step)  # traced once, though both its shapes and itself are asked for
+
     def row(states, metrics, held, i):
         env_steps = agents.env_steps(states)
         if env_steps is None:

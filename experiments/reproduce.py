@@ -1,0 +1,84 @@
+"""Run recipes with eight seeds and keep what they gave.
+
+`python -m experiments.reproduce [AGENT/ENV ...]` trains each recipe, or those named, by the command
+line, keeps config.json, summary.json and curve.png under experiments/results/AGENT/ENV/, and writes
+the table of all kept results, experiments/results/README.md. A run that lies in runs/reproduce/
+already is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from experiments import cli, recipes, report
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = Path("runs") / "reproduce"
+KEPT = ("config.json", "summary.json", "curve.png")
+
+HEADER = """# Results
+
+Every number is the mean of fresh evaluation episodes of the final policies (its mode, or the greedy
+action), 64 a seed; the interval is Student's t over seeds, 95 %. `python -m experiments.reproduce
+AGENT/ENV` repeats a row; each folder holds its configuration (with versions, device and commit),
+its summary with the return of every seed, and its learning curve.
+
+| recipe | steps | seeds | final return | 95 % interval | published | its source |
+|---|---|---|---|---|---|---|
+"""
+
+
+def main(names: list[str]) -> int:
+    """Run and keep the recipes called `names`, or all; the first exit status that is not 0."""
+    known = {recipe.name: recipe for recipe in recipes.everything()}
+    for name in names:
+        if name not in known:
+            cli.fail(f"no recipe {name!r}; there are {', '.join(known)}")
+            return 2
+    for name in names or known:
+        recipe, run = known[name], RUNS / name
+        if not (run / "summary.json").exists():
+            arguments = ["train", recipe.agent, recipe.env, "--seeds", "8", "--out", str(run)]
+            status = cli.main(arguments)
+            if status:
+                return status
+        keep(run, RESULTS / name)
+    write_table()
+    return 0
+
+
+def keep(run: Path, folder: Path) -> None:
+    """Copy what is worth keeping of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in KEPT:
+        shutil.copy(run / file, folder / file)
+
+
+def write_table() -> None:
+    """The table of all kept results."""
+    rows = []
+    for recipe in recipes.everything():
+        path = RESULTS / recipe.name / "summary.json"
+        if not path.exists():
+            continue
+        summary = json.loads(path.read_text())
+        low, high = summary["final_return_ci95"]
+        published = "-" if recipe.published is None else f"{recipe.published:g}"
+        cells = [
+            f"[{recipe.name}]({recipe.name}/curve.png)",
+            f"{summary['env_steps'] // len(summary['members']):,}",
+            str(len(summary["members"])),
+            report.number(summary["final_return_mean"]),
+            report.interval_text([low, high]),
+            published,
+            recipe.source,
+        ]
+        rows.append("| " + " | ".join(cells) + " |\n")
+    (RESULTS / "README.md").write_text(HEADER + "".join(rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
