@@ -1,5 +1,6 @@
 """What several test files share: a minimal agent, comparisons, and a look into programs."""
 
+import signal
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+import jaxrl
 from jaxrl import Agent, static, traced
 from jaxrl.agent import Tag, derive
 from jaxrl.rollout import Actors, reset, rollout
@@ -81,6 +83,16 @@ def assert_close(a: Any, b: Any, tolerance: float) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(arrays(a), arrays(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def interrupted(agent: Agent, iteration: int, seed: int) -> jaxrl.Run:
+    """A run stopped by Ctrl-C once `iteration` is done."""
+
+    def stop(report):
+        if report.iteration >= iteration:
+            signal.raise_signal(signal.SIGINT)
+
+    return jaxrl.train(agent, seed, progress=stop)
 
 
 def primitives(jaxpr: Any) -> list[str]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Toy, assert_close, assert_same, primitives
+from helpers import Toy, assert_close, assert_same, interrupted, primitives
 from probes import ActionChoice, TimeLimit
 
 import jaxrl
@@ -105,12 +105,8 @@ def test_going_on_equals_one_long_run_bit_for_bit():
 
 
 def test_interrupted_run_keeps_what_was_computed():
-    def stop(report):
-        if report.iteration >= 20:
-            signal.raise_signal(signal.SIGINT)
-
     handler = signal.getsignal(signal.SIGINT)
-    run = jaxrl.train(toy(iterations=80), seed=2, progress=stop)
+    run = interrupted(toy(iterations=80), 20, seed=2)
     assert signal.getsignal(signal.SIGINT) is handler
     assert run.interrupted
     assert run.iteration == 20
