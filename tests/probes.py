@@ -126,6 +126,20 @@ class TimeLimit(Probe):
     length = 10**9
 
 
+class SignedLimit(TimeLimit):
+    """The same with the episode's sign as observation and reward: V = sign / (1 - gamma).
+
+    Only bootstrapping from the state that was cut gives this; the next episode's start has the
+    other sign half of the time.
+    """
+
+    def see(self, state):
+        return state.sign[None]
+
+    def reward(self, state, goodness):
+        return state.sign
+
+
 class Chain(Probe):
     """Five one-hot states in a row; action 1 goes right, 0 left; reward 1 for leaving on the right.
 

@@ -11,6 +11,7 @@ from probes import (
     ConstantReward,
     Match,
     ObsValue,
+    SignedLimit,
     TimeLimit,
     TwoSteps,
 )
@@ -66,6 +67,11 @@ def test_value_is_the_same_whatever_the_time_limit():
     population = jaxrl.sweep(ppo(TimeLimit(), iterations=300), limits)
     for i in range(4):
         np.testing.assert_allclose(values(population.select(i), [1.0]), [10.0], atol=0.05)
+
+
+def test_value_goes_on_from_the_state_that_was_cut():
+    run = jaxrl.train(ppo(SignedLimit(limit=3), iterations=300))
+    np.testing.assert_allclose(values(run, [-1.0, 1.0]), [-10, 10], atol=0.2)
 
 
 @pytest.mark.parametrize("env", [ActionChoice(), Match()])

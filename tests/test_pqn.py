@@ -12,6 +12,7 @@ from probes import (
     ConstantReward,
     Match,
     ObsValue,
+    SignedLimit,
     TimeLimit,
     TwoSteps,
 )
@@ -67,6 +68,11 @@ def test_q_is_the_same_whatever_the_time_limit():
     population = jaxrl.sweep(pqn(TimeLimit(), iterations=600), limits)
     for i in range(4):
         np.testing.assert_allclose(q_values(population.select(i), [1.0]), both([10.0]), atol=0.05)
+
+
+def test_q_goes_on_from_the_state_that_was_cut():
+    run = jaxrl.train(pqn(SignedLimit(limit=3), iterations=600))
+    np.testing.assert_allclose(q_values(run, [-1.0, 1.0]), both([-10.0, 10.0]), atol=0.2)
 
 
 def test_greedy_policy_finds_the_best_action():

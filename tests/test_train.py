@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Toy, assert_close, assert_same, interrupted, primitives
-from probes import ActionChoice, TimeLimit
+from probes import ActionChoice, ObsValue, TimeLimit
 
 import jaxrl
 from jaxrl import devices
@@ -87,6 +87,13 @@ def test_evaluations_are_all_made_whatever_the_number_of_iterations():
             steps = run.evaluations["env_steps"]
             assert len(steps) == evaluations, (iterations, evaluations)
             assert steps[-1] == 8 * iterations
+
+
+def test_every_evaluation_has_episodes_of_its_own():
+    run = jaxrl.train(toy(ObsValue()), evaluations=2, episodes=20)
+    first, second = run.evaluations["returns"]
+    assert set(first) == set(second) == {-1, 1}
+    assert (first != second).any()
 
 
 def test_going_on_equals_one_long_run_bit_for_bit():
