@@ -15,12 +15,14 @@ from gymnax.environments.environment import Environment
 class State:
     time: jax.Array
     sign: jax.Array  # -1 or 1, drawn at each reset
+    which: jax.Array  # of several probes; see `AnyOf`
 
 
 @struct.dataclass
 class Params:
     max_steps_in_episode: jax.Array
     bonus: jax.Array  # added to every reward
+    which: jax.Array
 
 
 class Probe(Environment):
@@ -36,18 +38,21 @@ class Probe(Environment):
 
     @property
     def default_params(self):
-        return Params(jnp.asarray(self.limit, jnp.int32), jnp.asarray(0.0, jnp.float32))
+        return Params(jnp.asarray(self.limit, jnp.int32), jnp.float32(0), jnp.int32(0))
 
     def reset_env(self, key, params):
         sign = 2 * jax.random.bernoulli(key).astype(jnp.float32) - 1
-        state = State(jnp.zeros((), jnp.int32), sign)
+        state = State(jnp.int32(0), sign, params.which)
         return self.see(state), state
 
     def step_env(self, key, state, action, params):
         self.traces += 1
         reward = self.reward(state, self.goodness(state, action)) + params.bonus
-        state = State(state.time + 1, state.sign)
-        return self.see(state), state, reward, state.time >= self.length, {}
+        state = state.replace(time=state.time + 1)
+        return self.see(state), state, reward, state.time >= self.steps(state), {}
+
+    def steps(self, state):
+        return self.length
 
     def see(self, state):
         return jnp.ones(1)
@@ -140,6 +145,30 @@ class SignedLimit(TimeLimit):
         return state.sign
 
 
+class AnyOf(Probe):
+    """Several probes in one program: the parameter `which` says which one it is."""
+
+    def __init__(self, *probes):
+        super().__init__(probes[0].continuous)
+        self.probes = probes
+
+    def choose(self, method, state, *args):
+        methods = [getattr(probe, method) for probe in self.probes]
+        return jax.lax.switch(state.which, methods, state, *args)
+
+    def steps(self, state):
+        return jnp.asarray([probe.length for probe in self.probes])[state.which]
+
+    def see(self, state):
+        return self.choose("see", state)
+
+    def reward(self, state, goodness):
+        return self.choose("reward", state, goodness)
+
+    def goodness(self, state, action):
+        return self.choose("goodness", state, action)
+
+
 class Chain(Probe):
     """Five one-hot states in a row; action 1 goes right, 0 left; reward 1 for leaving on the right.
 
@@ -149,13 +178,14 @@ class Chain(Probe):
     size = 5
 
     def reset_env(self, key, params):
-        state = State(jnp.zeros((), jnp.int32), jax.random.randint(key, (), 0, self.size))
+        place = jax.random.randint(key, (), 0, self.size)
+        state = State(jnp.int32(0), place, params.which)
         return self.see(state), state
 
     def step_env(self, key, state, action, params):
         place = jnp.maximum(state.sign + 2 * action - 1, 0)
         out = place >= self.size
-        state = State(state.time + 1, jnp.minimum(place, self.size - 1))
+        state = state.replace(time=state.time + 1, sign=jnp.minimum(place, self.size - 1))
         return self.see(state), state, out.astype(jnp.float32), out, {}
 
     def see(self, state):

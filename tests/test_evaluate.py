@@ -80,6 +80,6 @@ def test_caps_and_keys_do_not_recompile():
     traces = env.traces
     for cap in (4, 5):
         jaxrl.evaluate(agent, state, jax.random.key(cap), 4, max_steps=cap)
-    params = Params(jnp.asarray(2, jnp.int32), jnp.asarray(1, jnp.float32))
+    params = Params(jnp.int32(2), jnp.float32(1), jnp.int32(0))
     jaxrl.evaluate(agent.replace(env_params=params), state, KEY, 4, max_steps=4)
     assert env.traces == traces

@@ -8,6 +8,7 @@ import pytest
 from helpers import assert_close
 from probes import (
     ActionChoice,
+    AnyOf,
     Chain,
     ConstantReward,
     Match,
@@ -47,36 +48,46 @@ def both(values):
     return np.repeat(np.asarray(values)[:, None], 2, axis=1)
 
 
-@pytest.mark.parametrize(
-    ("env", "observations", "expected"),
-    [
-        (ConstantReward(), [1.0], both([1.0])),
-        (ObsValue(), [-1.0, 1.0], both([-1.0, 1.0])),
-        (TwoSteps(), [0.0, 1.0], both([GAMMA, 1.0])),
-        (ActionChoice(), [1.0], [[-1, 1]]),
-        (Match(), [-1.0, 1.0], [[1, -1], [-1, 1]]),
-    ],
-)
-def test_q_reaches_the_known_answer(env, observations, expected):
-    run = jaxrl.train(pqn(env))
-    np.testing.assert_allclose(q_values(run, observations), expected, atol=0.03)
+PROBES = [  # probe, time limit, observations and their Q; the limits as in PPO's test
+    (ConstantReward(), 100, [1.0], both([1.0])),
+    (ObsValue(), 100, [-1.0, 1.0], both([-1.0, 1.0])),
+    (TwoSteps(), 100, [0.0, 1.0], both([GAMMA, 1.0])),
+    (ActionChoice(), 100, [1.0], [[-1, 1]]),
+    (Match(), 100, [-1.0, 1.0], [[1, -1], [-1, 1]]),
+    *[(TimeLimit(), limit, [1.0], both([10.0])) for limit in (1, 3, 5, 20)],
+    (SignedLimit(), 3, [-1.0, 1.0], both([-10.0, 10.0])),
+]
 
 
-def test_q_is_the_same_whatever_the_time_limit():
-    """As in PPO's test: several cuts in a rollout, by limits that do not divide it."""
-    limits = {"env.max_steps_in_episode": [1, 3, 5, 20]}
-    population = jaxrl.sweep(pqn(TimeLimit(), iterations=600), limits)
-    for i in range(4):
-        np.testing.assert_allclose(q_values(population.select(i), [1.0]), both([10.0]), atol=0.05)
+@pytest.fixture(scope="module")
+def population():
+    """A member for each probe, and the first again with smaller rewards, all in one program."""
+    agent = pqn(AnyOf(*[row[0] for row in PROBES]), iterations=600)
+    limits = [row[1] for row in PROBES]
+    return jaxrl.sweep(
+        agent,
+        [
+            *[{"env.which": i, "env.max_steps_in_episode": n} for i, n in enumerate(limits)],
+            {"env.which": 0, "reward_scale": 0.1},
+        ],
+    )
 
 
-def test_q_goes_on_from_the_state_that_was_cut():
-    run = jaxrl.train(pqn(SignedLimit(limit=3), iterations=600))
-    np.testing.assert_allclose(q_values(run, [-1.0, 1.0]), both([-10.0, 10.0]), atol=0.2)
+@pytest.mark.parametrize("i", range(len(PROBES)))
+def test_q_reaches_the_known_answer(population, i):
+    _, _, observations, expected = PROBES[i]
+    actual = q_values(population.select(i), observations)
+    np.testing.assert_allclose(actual, expected, rtol=0.01, atol=0.05)
 
 
-def test_greedy_policy_finds_the_best_action():
-    run = jaxrl.train(pqn(Match()))
+def test_reward_scale_scales_q(population):
+    run = population.select(len(PROBES))
+    np.testing.assert_allclose(q_values(run, [1.0]), both([0.1]), atol=0.01)
+    assert (run.metrics["episode_return"] == 1).all()  # what is reported is not scaled
+
+
+def test_greedy_policy_finds_the_best_action(population):
+    run = population.select(4)
     best = jaxrl.evaluate(run.agent, run.state, KEY, episodes=32)
     np.testing.assert_array_equal(best.returns, np.ones(32))
     noisy = run.agent.replace(epsilon_end=1.0)
@@ -84,11 +95,10 @@ def test_greedy_policy_finds_the_best_action():
     assert abs(sampled.returns.mean()) < 0.2
 
 
-def test_reward_scale_scales_q():
-    run = jaxrl.train(pqn(ConstantReward(), reward_scale=0.1))
-    np.testing.assert_allclose(q_values(run, [1.0]), both([0.1]), atol=0.01)
-    ended = run.metrics["episode_return"]
-    assert (ended == 1).all()  # what is reported is not scaled
+def test_epsilon_follows_its_schedule(population):
+    """From 1 to 0.05 over the first half of 600 iterations."""
+    expected = np.maximum(1 - 0.95 * np.arange(600) / 300, 0.05)
+    np.testing.assert_allclose(population.metrics["epsilon"][0], expected, rtol=1e-4)
 
 
 def test_a_table_reaches_the_optimal_q():
@@ -114,11 +124,8 @@ def test_epsilon_greedy_frequencies(epsilon):
     np.testing.assert_allclose(np.bincount(actions, minlength=4) / 40_000, expected, atol=0.01)
 
 
-def test_epsilon_and_learning_rate_follow_their_schedules():
-    agent = pqn(ConstantReward(), 10, epsilon_start=0.9, epsilon_end=0.1, learning_rate=0.5)
-    run = jaxrl.train(agent)
-    expected = [0.9, 0.74, 0.58, 0.42, 0.26, 0.1, 0.1, 0.1, 0.1, 0.1]
-    np.testing.assert_allclose(run.metrics["epsilon"], expected, rtol=1e-5)
+def test_learning_rate_follows_its_schedule():
+    agent = pqn(ConstantReward(), learning_rate=0.5)
 
     def step_size(agent, progress):
         """Of RAdam's first update of one number, which is plain momentum: the rate itself."""
@@ -134,18 +141,19 @@ def test_epsilon_and_learning_rate_follow_their_schedules():
 
 def test_loss_is_half_the_mean_squared_error_of_the_chosen_action():
     agent = pqn(ObsValue())
-    params = agent.init(KEY).params
+    params = jax.jit(agent.init)(KEY).params
     rng = np.random.default_rng(0)
     obs, target = rng.normal(size=(12, 1)).astype("f"), rng.normal(size=12).astype("f")
     action = rng.integers(2, size=12)
-    loss, _ = agent.loss_and_grad(params, Batch(obs, action, target), 12)
+    loss_and_grad = jax.jit(agent.loss_and_grad)
+    loss, _ = loss_and_grad(params, Batch(obs, action, target), 12)
     chosen = np.asarray(agent.q_values(params, obs))[np.arange(12), action]
     assert loss == pytest.approx(0.5 * np.mean((chosen - target) ** 2), rel=1e-5)
     # Rows that are not valid count nothing.
     wrong = Batch(obs, action, np.where(np.arange(12) < 7, target, 1e6).astype("f"))
-    part = agent.loss_and_grad(params, wrong, 7, jnp.arange(12) < 7)
+    part = loss_and_grad(params, wrong, 7, jnp.arange(12) < 7)
     seven = Batch(obs[:7], action[:7], target[:7])
-    assert_close(part, agent.loss_and_grad(params, seven, 7), 1e-5)
+    assert_close(part, loss_and_grad(params, seven, 7), 1e-5)
 
 
 def test_continuous_actions_are_refused():
@@ -154,12 +162,9 @@ def test_continuous_actions_are_refused():
         PQN(env, params)
 
 
-def test_chunked_fused_and_population_agree():
-    agent = pqn(Match(), iterations=12)
+def test_member_of_a_population_is_a_single_run():
+    agent = pqn(Chain(limit=3), iterations=8)
     run = jaxrl.train(agent, seed=2)
-    state, metrics = jax.jit(jaxrl.fused)(agent, jax.random.key(2))
-    assert_close(run.state, state, 1e-4)
-    assert_close(run.metrics, metrics, 1e-4)
     rates = jaxrl.sweep(agent, {"learning_rate": [1e-2, 1e-3, 1e-4]}, seeds=[2])
     assert_close(rates.select(0).state, run.state, 1e-4)
     assert_close(rates.select(0).metrics, run.metrics, 1e-3)
