@@ -1,7 +1,7 @@
 """Probe environments: each has one thing to learn, and a known answer.
 
-Observations are (1,) floats. Those with `continuous=True` take one action in [-2, 2], so that an
-agent which forgets to scale its own [-1, 1] is found out.
+Observations are (1,) floats. Those with `continuous=True` take one action in [-2, 2], of which an
+agent that clips its own to [-1, 1] and does not scale them misses the best one.
 """
 
 import jax
@@ -69,7 +69,7 @@ class Probe(Environment):
 
     def wanted(self, state):
         """The best action: its sign where discrete."""
-        return jnp.ones(())
+        return jnp.float32(1.5)
 
     @property
     def num_actions(self):

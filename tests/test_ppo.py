@@ -92,7 +92,7 @@ def test_what_is_not_normalised_has_no_statistics(population):
 
 
 def test_continuous_policy_finds_the_best_action():
-    """In the environment's units: its actions go from -2 to 2, the agent's own from -1 to 1."""
+    """The best actions of the last two are 1.5, and half of the observation, in [-2, 2]."""
     probes = [cls(continuous=True) for cls in (TwoSteps, ActionChoice, Match)]
     population = jaxrl.sweep(ppo(AnyOf(*probes), iterations=250), {"env.which": [0, 1, 2]})
     np.testing.assert_allclose(values(population.select(0), [0.0, 1.0]), [GAMMA, 1], atol=0.05)
