@@ -124,7 +124,11 @@ class Agent:
 
     def __post_init__(self) -> None:
         for hyperparameter in self.hyperparameters():
-            hyperparameter.check(getattr(self, hyperparameter.name), self.name)
+            value = getattr(self, hyperparameter.name)
+            hyperparameter.check(value, self.name)
+            if hyperparameter.type is float and isinstance(value, int):
+                # 1 for 1.0 must not make an integer of a traced number: that is another program.
+                object.__setattr__(self, hyperparameter.name, float(value))
         self.check()
 
     @classmethod

@@ -146,6 +146,9 @@ def sweep(
     Raises:
         ValueError: an unknown name, a value outside its range, an empty axis, no members.
     """
+    for name, value in (("random", random), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
     settings = _settings(space, random)
     seed_list = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seed_list:

@@ -103,7 +103,8 @@ def train(
         ValueError: `start` has nothing left to do.
     """
     first = 0 if start is None else start.iteration
-    if first >= agent.num_iterations:
+    taken = None if start is None else agent.env_steps(start.state)
+    if first >= agent.num_iterations or (taken is not None and taken >= agent.total_steps):
         raise ValueError(
             f"{agent.name}: total_steps={agent.total_steps} leaves nothing to do after "
             f"iteration {first}; raise it with agent.replace(total_steps=...)"

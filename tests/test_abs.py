@@ -243,7 +243,6 @@ def test_going_on_equals_one_long_run():
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.xfail(strict=True, reason="a finished run of varying iterations goes on by none")
 def test_a_finished_run_has_nothing_left_to_do():
     run = jaxrl.train(abs_agent(OFTEN, total_steps=1200))
     with pytest.raises(ValueError, match="nothing to do"):

@@ -162,7 +162,6 @@ def test_bad_input_is_refused_before_compiling(space, options, line):
     assert len(devices._programs) == programs
 
 
-@pytest.mark.xfail(strict=True, reason="IndexError: no member is refused only where seeds is empty")
 @pytest.mark.parametrize("options", [{"random": 0}, {"batch_size": -1}])
 def test_no_members_are_refused(options):
     with pytest.raises(ValueError, match=r"0|-1"):

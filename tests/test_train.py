@@ -150,7 +150,6 @@ def test_one_trace_a_run_and_none_for_new_values():
     assert len(devices._programs) > programs
 
 
-@pytest.mark.xfail(strict=True, reason="a whole number is stacked as int32: another program")
 def test_whole_numbers_are_taken_for_traced_values():
     programs = []
     for rate in (1.0, 1):
