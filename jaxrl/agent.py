@@ -74,7 +74,7 @@ class Hyperparameter:
 
         Arrays and tracers pass: their values are not known before the program runs.
         """
-        if not isinstance(value, bool | int | float | str | tuple):
+        if not isinstance(value, bool | int | float | str | tuple | list | None):
             return
         items = value if self.type is tuple and isinstance(value, tuple) else (value,)
         wanted = int if self.type is tuple else self.type

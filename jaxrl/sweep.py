@@ -122,7 +122,7 @@ def random_search(space: Space, num: int, seed: int = 0) -> list[dict[str, Any]]
 
 def sweep(
     agent: Agent,
-    space: Space | Sequence[Mapping[str, Any]] = (),
+    space: Space | Sequence[Mapping[str, Any]] | None = None,
     *,
     seeds: int | Sequence[int] = 1,
     random: int | None = None,
@@ -137,7 +137,8 @@ def sweep(
     Args:
         agent: what the settings override.
         space: name -> values. Names are fields of the agent, traced or static, or `env.NAME` for a
-            field of the environment's parameters. Instead, a list of settings, each name -> value.
+            field of the environment's parameters. Instead, a list of settings, each name -> value,
+            or nothing: only seeds.
         seeds: how many (0..n-1), or which.
         random: draw this many settings instead of the grid.
         batch_size: train at most this many members at once, one batch after the other.
@@ -222,8 +223,12 @@ def near(name: str, known: Sequence[str]) -> str:
 
 
 def _settings(space: Any, random: int | None) -> list[dict[str, Any]]:
+    if space is None:
+        return [{}]
     if not isinstance(space, Mapping):
-        return [dict(setting) for setting in space] or [{}]
+        if not space:
+            raise ValueError("the list of settings is empty")
+        return [dict(setting) for setting in space]
     for name, values in space.items():
         empty = values.num < 1 if isinstance(values, Lin | Log) else len(values) == 0
         if empty:

@@ -94,6 +94,7 @@ def train(
     Args:
         seed: the root key's; ignored where `start` is given.
         evaluations: how many times to evaluate during training, evenly spaced, the last at the end.
+            Where iterations vary in length, as many at most: a run that ends early has fewer.
         episodes: episodes of each such evaluation.
         progress: called between chunks.
         start: a run to go on from, up to `agent.total_steps`. Its learning goes on exactly where

@@ -182,3 +182,9 @@ def test_keys_differ_by_purpose_and_iteration():
     keys = [derive(key, tag, t) for tag in Tag for t in range(3)]
     words = {tuple(np.asarray(jax.random.key_data(k))) for k in keys}
     assert len(words) == len(keys)
+
+
+@pytest.mark.parametrize("wrong", [{"hidden_sizes": [8, 8]}, {"num_envs": None}, {"gamma": None}])
+def test_lists_and_none_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PPO(ENV, PARAMS, **wrong)

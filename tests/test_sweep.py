@@ -162,6 +162,11 @@ def test_bad_input_is_refused_before_compiling(space, options, line):
     assert len(devices._programs) == programs
 
 
+def test_an_empty_list_of_settings_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        jaxrl.sweep(toy(), [])
+
+
 @pytest.mark.parametrize("options", [{"random": 0}, {"batch_size": -1}])
 def test_no_members_are_refused(options):
     with pytest.raises(ValueError, match=r"0|-1"):
