@@ -30,7 +30,7 @@ demo: setup
 	$(BIN)/jaxrl sweep ppo CartPole-v1 learning_rate=log:1e-4:1e-2:16 --seeds 4 --steps 100000 --out $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

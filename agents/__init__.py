@@ -9,6 +9,10 @@ AGENTS = {
     "ppo": "Proximal Policy Optimization; discrete and continuous actions",
     "pqn": "Parallelised Q-Network, Q(lambda) without replay or target network; discrete actions",
     "abs": "PQN with adaptive batch scaling by behavioural divergence; discrete actions",
+    "dqn": "Deep Q-Network with replay and target network, optionally Double; discrete actions",
+    "sac": "Soft Actor-Critic with twin critics and learnt temperature; continuous actions",
+    "mixturesac": "SAC with a mixture of Gaussians by marginalised reparameterisation; continuous",
+    "softgac": "SAC with a stochastic bridge as policy, CrossQ critic; continuous actions",
 }
 
 
@@ -21,4 +25,5 @@ def get(name: str) -> type:
     if name not in AGENTS:
         near = difflib.get_close_matches(name.lower(), AGENTS, n=3, cutoff=0.3) or list(AGENTS)
         raise ValueError(f"unknown agent {name!r}; did you mean {' or '.join(near)}?")
-    return getattr(importlib.import_module(f"agents.{name}"), name.upper())
+    module = importlib.import_module(f"agents.{name}")
+    return next(thing for key, thing in vars(module).items() if key.lower() == name)

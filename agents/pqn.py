@@ -10,6 +10,7 @@ import optax
 
 from jaxrl import spaces
 from jaxrl.agent import Agent, Tag, derive, static, traced
+from jaxrl.distributions import epsilon_greedy
 from jaxrl.networks import Network
 from jaxrl.optimize import linear_schedule, minibatch_epochs
 from jaxrl.returns import bootstrap_values, lambda_returns
@@ -204,11 +205,3 @@ class PQN(QLambda):
         )
         metrics |= {"loss": losses.mean(), "q_mean": steps.extras.mean()}
         return PQNState(state.key, params, opt_state, actors), metrics
-
-
-def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    """Greedy actions for q (..., A), each replaced by a uniform one with probability epsilon."""
-    explore_key, action_key = jax.random.split(key)
-    explore = jax.random.uniform(explore_key, q.shape[:-1]) < epsilon
-    random = jax.random.randint(action_key, q.shape[:-1], 0, q.shape[-1])
-    return jnp.where(explore, random, q.argmax(-1))

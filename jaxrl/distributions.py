@@ -29,6 +29,14 @@ class Categorical(NamedTuple):
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
+def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """Greedy actions for q (..., A), each replaced by a uniform one with probability epsilon."""
+    explore_key, action_key = jax.random.split(key)
+    explore = jax.random.uniform(explore_key, q.shape[:-1]) < epsilon
+    random = jax.random.randint(action_key, q.shape[:-1], 0, q.shape[-1])
+    return jnp.where(explore, random, q.argmax(-1))
+
+
 class Normal(NamedTuple):
     """Diagonal normal over the last axis; `mean`, `log_std` and actions are (..., D)."""
 
@@ -81,3 +89,50 @@ class TanhNormal(NamedTuple):
 def _log_tanh_slope(u: jax.Array) -> jax.Array:
     """log(1 - tanh(u)^2) without cancellation at large |u|."""
     return 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
+
+
+class TanhMixture(NamedTuple):
+    """tanh of a mixture of K diagonal normals; `logits` (..., K), mean and log_std (..., K, D).
+
+    tanh squashes all components alike, so its slope stands outside of their sum.
+    """
+
+    logits: jax.Array
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample_components(self, key: jax.Array) -> jax.Array:
+        """One sample of each component before tanh, (..., K, D)."""
+        return Normal(self.mean, self.log_std).sample(key)
+
+    def pre_tanh_log_prob(self, u: jax.Array) -> jax.Array:
+        """Log-density at a = tanh(u) of the whole mixture, for u (..., D)."""
+        components = Normal(self.mean, self.log_std).log_prob(u[..., None, :])
+        mixed = jax.nn.logsumexp(jax.nn.log_softmax(self.logits) + components, axis=-1)
+        return mixed - jnp.sum(_log_tanh_slope(u), axis=-1)
+
+    def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A sample (..., D) and its log-probability under the whole mixture."""
+        u = self.pre_tanh_sample(key)
+        return jnp.tanh(u), self.pre_tanh_log_prob(u)
+
+    def pre_tanh_sample(self, key: jax.Array) -> jax.Array:
+        component_key, noise_key = jax.random.split(key)
+        k = jax.random.categorical(component_key, self.logits)
+        return take_component(self.sample_components(noise_key), k)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return jnp.tanh(self.pre_tanh_sample(key))
+
+    def mode(self) -> jax.Array:
+        """tanh of the mean of the heaviest component."""
+        return jnp.tanh(take_component(self.mean, self.logits.argmax(axis=-1)))
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        edge = 1 - jnp.finfo(action.dtype).eps
+        return self.pre_tanh_log_prob(jnp.arctanh(jnp.clip(action, -edge, edge)))
+
+
+def take_component(x: jax.Array, k: jax.Array) -> jax.Array:
+    """Row k (...) of x (..., K, D), shape (..., D)."""
+    return jnp.take_along_axis(x, k[..., None, None], axis=-2)[..., 0, :]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import orthogonal
+from jax import lax
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 
@@ -61,6 +62,49 @@ class Network(nn.Module):
             inner = nn.relu(nn.LayerNorm()(dense(x.shape[-1], x)))
             x = nn.relu(x + nn.LayerNorm()(dense(x.shape[-1], inner))) + skip
         return nn.Dense(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
+
+
+class BatchRenorm(nn.Module):
+    """Batch renormalisation of the last axis (Ioffe 2017, arXiv:1702.03275), as CrossQ uses it.
+
+    While training, a batch is normalised by its own moments, corrected (within limits, and without
+    gradient) to what the running moments would give; so training and inference agree. Plain batch
+    normalisation for the first `warm_up` batches, while the running moments settle.
+
+    Collection "batch_stats": "mean", "var" and "seen", the number of batches.
+    """
+
+    momentum: float = 0.99
+    warm_up: int = 100_000
+    max_ratio: float = 3.0
+    max_shift: float = 5.0
+    epsilon: float = 1e-3
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Normalise x (B, D)."""
+        size = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, size)
+        var = self.variable("batch_stats", "var", jnp.ones, size)
+        seen = self.variable("batch_stats", "seen", jnp.zeros, (), jnp.int32)
+        scale = self.param("scale", nn.initializers.ones, size)
+        bias = self.param("bias", nn.initializers.zeros, size)
+        running_std = jnp.sqrt(var.value + self.epsilon)
+        if not train:
+            return scale * (x - mean.value) / running_std + bias
+        batch_mean, batch_var = x.mean(axis=0), x.var(axis=0)
+        std = jnp.sqrt(batch_var + self.epsilon)
+        ratio = jnp.clip(std / running_std, 1 / self.max_ratio, self.max_ratio)
+        shift = (batch_mean - mean.value) / running_std
+        shift = jnp.clip(shift, -self.max_shift, self.max_shift)
+        settled = seen.value >= self.warm_up
+        ratio = lax.stop_gradient(jnp.where(settled, ratio, 1.0))
+        shift = lax.stop_gradient(jnp.where(settled, shift, 0.0))
+        if not self.is_initializing():
+            mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+            var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
+            seen.value = seen.value + 1
+        return scale * ((x - batch_mean) / std * ratio + shift) + bias
 
 
 def patches_3x3(x: jax.Array) -> jax.Array:

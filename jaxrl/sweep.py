@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxrl.agent import Agent
 from jaxrl.evaluate import Evaluation
+from jaxrl.replay import nbytes
 from jaxrl.train import (
     Progress,
     Run,
@@ -166,7 +167,8 @@ def sweep(
         for number, rows in enumerate(groups, 1):
             fixed = {k: v for k, v in members[rows[0]][1].items() if _is_static(agent, k)}
             setting = "".join(f", {k}={v}" for k, v in fixed.items())
-            announce(f"program {number} of {len(groups)}: {len(rows)} members{setting}")
+            memory = _replay_line(members[rows[0]][0], len(rows))
+            announce(f"program {number} of {len(groups)}: {len(rows)} members{setting}{memory}")
 
     done: list[tuple[list[int], Trained]] = []
     for rows in batches:
@@ -238,6 +240,15 @@ def _settings(space: Any, random: int | None) -> list[dict[str, Any]]:
 
 def _is_static(agent: Agent, name: str) -> bool:
     return any(h.name == name and h.kind == "static" for h in agent.hyperparameters())
+
+
+def _replay_line(agent: Agent, members: int) -> str:
+    """What the replay memory of a program's members will take, where its agents have one."""
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    if not hasattr(state, "replay"):
+        return ""
+    each = nbytes(state.replay)
+    return f"; replay memory {each:,} bytes each, {each * members / 2**20:,.1f} MiB in all"
 
 
 def _group(agents: list[Agent]) -> list[list[int]]:

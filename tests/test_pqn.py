@@ -19,7 +19,8 @@ from probes import (
 )
 
 import jaxrl
-from agents.pqn import PQN, Batch, epsilon_greedy
+from agents.pqn import PQN, Batch
+from jaxrl.distributions import epsilon_greedy
 
 GAMMA = 0.9
 KEY = jax.random.key(0)

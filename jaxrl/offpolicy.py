@@ -1,0 +1,171 @@
+"""The loop of off-policy agents: environments and gradient steps in one iteration."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrl import replay, spaces
+from jaxrl.agent import Agent, Tag, derive, static
+from jaxrl.normalize import RunningMoments
+from jaxrl.replay import Batch, Replay
+from jaxrl.rollout import Actors, reset, rollout
+
+
+class OffPolicyState(NamedTuple):
+    key: jax.Array  # the run's root key; never changes
+    learner: Any  # parameters and optimiser states: what gradient steps change
+    replay: Replay
+    actors: Actors
+    obs_moments: RunningMoments  # updated only if normalize_observations
+
+
+class OffPolicy(Agent):
+    """Collect `num_steps` steps in every environment, keep them, take `num_updates` gradient steps.
+
+    Updates per environment step are num_updates / (num_envs * num_steps), below or above one. Until
+    `learning_starts` environment steps are taken, actions are uniformly random and nothing learns.
+
+    A subclass implements `init_learner`, `explore`, `update` and `policy`.
+    """
+
+    num_envs: int = static(8, "[1, inf)", "environments stepped in parallel")
+    num_steps: int = static(1, "[1, inf)", "steps per environment and iteration")
+    num_updates: int = static(8, "[1, inf)", "gradient steps per iteration")
+    batch_size: int = static(256, "[1, inf)", "steps that each gradient step samples")
+    buffer_size: int = static(100_000, "[1, inf)", "environment steps that the replay holds")
+    lean_buffer: bool = static(False, None, "store observations once; steps cut by time are lost")
+    learning_starts: int = static(1_000, "[1, inf)", "random environment steps before learning")
+    normalize_observations: bool = static(False, None, "by running mean and std, clipped to +-10")
+
+    # What a subclass provides -----------------------------------------------------------------
+
+    def init_learner(self, key: jax.Array, obs: jax.Array) -> Any:
+        """Fresh parameters and optimiser states, given one observation."""
+        raise NotImplementedError
+
+    def explore(self, learner: Any, obs: jax.Array, key: jax.Array, progress: jax.Array) -> Any:
+        """Actions to collect with, for observations (N, ...); continuous ones within [-1, 1]."""
+        raise NotImplementedError
+
+    def update(
+        self, learner: Any, batch: Batch, key: jax.Array, n: jax.Array
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """Gradient step number n (never batched) on a batch, and scalar metrics."""
+        raise NotImplementedError
+
+    # The loop ---------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        super().check()
+        if self.num_rows < self.num_steps + 1:
+            raise ValueError(
+                f"{self.name}: buffer_size={self.buffer_size} does not hold two iterations of "
+                f"{self.steps_per_iteration} environment steps"
+            )
+        if self.learning_starts > self.total_steps:
+            raise ValueError(
+                f"{self.name}: learning_starts={self.learning_starts} is more than "
+                f"total_steps={self.total_steps}: nothing would be learnt"
+            )
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the replay: a multiple of `num_steps`, so that a rollout never wraps around."""
+        return self.buffer_size // self.steps_per_iteration * self.num_steps
+
+    @property
+    def action_space(self) -> Any:
+        return self.env.action_space(self.env_params)
+
+    def random_action(self, key: jax.Array) -> jax.Array:
+        """Uniform actions for all environments; continuous ones over the whole box [-1, 1]."""
+        size = spaces.action_size(self.action_space)
+        if spaces.is_discrete(self.action_space):
+            return jax.random.randint(key, (self.num_envs,), 0, size)
+        return jax.random.uniform(key, (self.num_envs, size), minval=-1.0, maxval=1.0)
+
+    def env_action(self, action: jax.Array) -> jax.Array:
+        """An action in the environment's own units."""
+        discrete = spaces.is_discrete(self.action_space)
+        return action if discrete else spaces.to_box(self.action_space, action)
+
+    def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
+        return moments.normalize(obs) if self.normalize_observations else obs
+
+    def init(self, key: jax.Array) -> OffPolicyState:
+        actors = reset(derive(key, Tag.RESET), self.env, self.env_params, self.num_envs)
+        action = jax.eval_shape(self.random_action, key)
+        return OffPolicyState(
+            key=key,
+            learner=self.init_learner(derive(key, Tag.INIT), actors.obs[0]),
+            replay=replay.create(actors.obs, action, self.num_rows, self.lean_buffer),
+            actors=actors,
+            obs_moments=RunningMoments.of_shape(actors.obs.shape[1:]),
+        )
+
+    def step(
+        self, state: OffPolicyState, t: jax.Array
+    ) -> tuple[OffPolicyState, dict[str, jax.Array]]:
+        # All that these conditions and indices follow from is t, so they are never batched: a
+        # population keeps real branches and writes its replay as one.
+        learning = (t + 1) * self.steps_per_iteration >= self.learning_starts
+        acting = t * self.steps_per_iteration >= self.learning_starts
+        moments, progress = state.obs_moments, self.progress(state, t)
+
+        def act(obs, key):
+            def explore():
+                return self.explore(state.learner, self.normalize(moments, obs), key, progress)
+
+            action = lax.cond(acting, explore, lambda: self.random_action(key))
+            return action, self.env_action(action), ()
+
+        actors, steps, episodes = rollout(
+            derive(state.key, Tag.ROLLOUT, t),
+            self.env,
+            self.env_params,
+            state.actors,
+            act,
+            self.num_steps,
+        )
+        memory = replay.add(state.replay, t * self.num_steps, steps)
+        if self.normalize_observations:
+            moments = moments.update(steps.obs)
+        key = derive(state.key, Tag.LEARN, t)
+
+        def update(learner, i):
+            sample_key, update_key = jax.random.split(jax.random.fold_in(key, i))
+            batch = self.draw(sample_key, memory, (t + 1) * self.num_steps)
+            batch = batch._replace(
+                obs=self.normalize(moments, batch.obs),
+                next_obs=self.normalize(moments, batch.next_obs),
+            )
+            return self.update(learner, batch, update_key, t * self.num_updates + i)
+
+        def learn(learner):
+            learner, metrics = lax.scan(update, learner, jnp.arange(self.num_updates))
+            return learner, jax.tree.map(jnp.nanmean, metrics)
+
+        def skip(learner):
+            shapes = jax.eval_shape(learn, learner)[1]
+            return learner, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+
+        learner, metrics = lax.cond(learning, learn, skip, state.learner)
+        metrics |= episodes.metrics()
+        return OffPolicyState(state.key, learner, memory, actors, moments), metrics
+
+    def draw(self, key: jax.Array, memory: Replay, written: jax.Array) -> Batch:
+        """The steps of one gradient step."""
+        return replay.sample(key, memory, written, self.batch_size)
+
+
+def polyak(target: Any, online: Any, tau: float | jax.Array) -> Any:
+    """Target parameters moved by a share `tau` towards the online ones."""
+    return jax.tree.map(lambda old, new: old + tau * (new - old), target, online)
