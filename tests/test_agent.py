@@ -15,6 +15,7 @@ from jaxrl import Agent, static, traced
 from jaxrl.agent import Tag, derive
 from jaxrl.sweep import override
 
+CONTINUOUS = ("sac", "mixturesac", "softgac")  # agents that take no discrete actions
 ENV = ActionChoice()
 PARAMS = ENV.default_params
 
@@ -47,7 +48,8 @@ def test_every_default_is_valid_and_documented(name):
         assert hyperparameter.kind in ("traced", "static")
         if hyperparameter.kind == "traced":
             assert hyperparameter.type is float
-    cls(ENV, PARAMS)
+    env = ActionChoice(continuous=name in CONTINUOUS)
+    cls(env, env.default_params)
 
 
 @pytest.mark.parametrize(
