@@ -158,7 +158,7 @@ UNBIASED = [
 
 
 @pytest.mark.parametrize(("loss", "options"), UNBIASED)
-@pytest.mark.parametrize("critic", ["smooth", "sharp"])
+@pytest.mark.parametrize("critic", ["smooth", pytest.param("sharp", marks=pytest.mark.slow)])
 def test_gradient_is_unbiased(loss, options, critic):
     """For logits, means and scales: 9 parameters, within four standard errors of quadrature."""
     dist, q = mixture(-1.0), CRITICS[critic]
@@ -180,6 +180,7 @@ def test_marginal_value_is_the_objective():
     assert abs(values.mean() - objective(dist, q)[0]) < 4 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("critic", CRITICS)
 @pytest.mark.parametrize("log_std", [0.0, -1.0, -2.0])
 def test_variances(critic, log_std):

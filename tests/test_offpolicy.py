@@ -86,6 +86,7 @@ def test_dqn_reaches_the_known_answers():
     np.testing.assert_array_equal(best.returns, np.ones(32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("double", [False, True])
 def test_a_table_reaches_the_optimal_q(double):
     env = Chain()
@@ -147,7 +148,15 @@ def test_target_network_moves_when_it_should():
 # Continuous actions -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", CONTINUOUS, ids=lambda cls: cls.name)
+@pytest.mark.parametrize(
+    "cls",
+    [
+        SAC,
+        pytest.param(MixtureSAC, marks=pytest.mark.slow),
+        pytest.param(SoftGAC, marks=pytest.mark.slow),
+    ],
+    ids=lambda cls: cls.name,
+)
 def test_reaches_the_known_answers(cls):
     """With little weight on the entropy the values are nearly those of the rewards alone.
 
@@ -171,6 +180,7 @@ def test_reaches_the_known_answers(cls):
         assert returns[-1] > -0.2
 
 
+@pytest.mark.slow
 def test_crossq_critic_learns_a_reward():
     env = ObsValue(continuous=True)
     agent = make(SoftGAC, env, iterations=1500, critic="crossq", value_bound=5.0)
@@ -180,6 +190,7 @@ def test_crossq_critic_learns_a_reward():
     np.testing.assert_allclose(q, [-1, 1], atol=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "target"), [(SAC, {"target_entropy": -0.5}), (SoftGAC, {"cost_target": 0.4})]
 )
@@ -191,6 +202,7 @@ def test_temperature_holds_the_penalty_at_its_target(cls, target):
     assert newest == pytest.approx(float(run.agent.penalty_target), abs=0.1)
 
 
+@pytest.mark.slow
 def test_sac_learns_the_boltzmann_policy():
     """Reward -|a - 1.5| in [-2, 2] and temperature 0.5: entropy and value by quadrature."""
     options = {"temperature": 0.5, "temperature_learning_rate": 0.0, "tau": 0.05}
@@ -220,6 +232,7 @@ def test_random_actions_cover_the_box_and_stop_when_learning_starts():
     assert np.isfinite(run.metrics["critic_loss"][31:]).all()
 
 
+@pytest.mark.slow
 def test_observations_are_stored_raw_and_learnt_from_normalised():
     run = jaxrl.train(make(SAC, ObsValue(continuous=True), normalize_observations=True))
     stored = np.asarray(run.state.replay.obs)[:500]
@@ -260,7 +273,7 @@ def engine_agent(cls):
     "cls",
     [
         DQN,
-        SAC,
+        pytest.param(SAC, marks=pytest.mark.slow),
         pytest.param(MixtureSAC, marks=pytest.mark.slow),
         pytest.param(SoftGAC, marks=pytest.mark.slow),
     ],
