@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 from helpers import assert_close, assert_same, interrupted, primitives
 from probes import (
     ActionChoice,
@@ -17,13 +18,15 @@ from probes import (
     TwoSteps,
 )
 
+import envs_jax
 import jaxrl
 from agents.dqn import DQN, q_targets
 from agents.mixturesac import MixtureSAC
 from agents.sac import SAC
 from agents.softgac import SoftGAC
 from jaxrl import replay
-from jaxrl.train import stack
+from jaxrl.devices import place
+from jaxrl.train import _chunk, _layout, stack
 
 GAMMA = 0.9
 KEY = jax.random.key(0)
@@ -176,8 +179,24 @@ def test_reaches_the_known_answers(cls):
         np.testing.assert_allclose(actual, expected, rtol=0.05, atol=0.1, err_msg=str(i))
     returns = population.evaluate(episodes=32).returns.mean(axis=1)
     assert returns[-2] > -0.2  # of the best action 1.5 in [-2, 2]; a clipped one has -0.5
-    if cls is not SoftGAC:  # its LayerNorm of [obs, z], two numbers here, keeps only their order
+    if cls is not SoftGAC:  # see the next test
         assert returns[-1] > -0.2
+
+
+@pytest.mark.slow
+def test_a_bridge_follows_its_observation():
+    """`Match`, seen as two numbers: LayerNorm of [obs, z] keeps but the order of one and z."""
+
+    class Seen(Match):
+        def see(self, state):
+            return jnp.stack([state.sign, -state.sign])
+
+        def observation_space(self, params):
+            return spaces.Box(-10.0, 10.0, (2,))
+
+    options = {"temperature": 0.05, "temperature_learning_rate": 0.0, "tau": 0.05}
+    run = jaxrl.train(make(SoftGAC, Seen(continuous=True), iterations=2500, **options))
+    assert jaxrl.evaluate(run.agent, run.state, KEY, episodes=32).returns.mean() > -0.2
 
 
 @pytest.mark.slow
@@ -249,6 +268,27 @@ def test_a_population_keeps_its_branches():
     )(stacked, states, jnp.int32(0))
     # Acting or random, learning or not, the actor's turn or not.
     assert primitives(program.jaxpr).count("cond") == 3
+
+
+def test_replay_of_64_members_takes_what_was_announced():
+    """The compiled program holds the replay once: it is written where it lies."""
+    env, env_params = envs_jax.make("Pendulum-v1")
+    agent = SAC(env, env_params, **SMALL | {"total_steps": 512, "buffer_size": 20_000})
+    lines = []
+    population = jaxrl.sweep(agent, seeds=64, announce=lines.append)
+    assert len(lines) == 1  # program
+    assert np.isfinite(population.metrics["critic_loss"][:, -1]).all()
+
+    states = population.batches[0][1].states
+    announced = int(lines[0].split("replay memory ")[1].split(" bytes each")[0].replace(",", ""))
+    assert announced == replay.nbytes(states.replay) / 64 == 20_000 * (3 * 4 * 2 + 4 + 4 + 1)
+    mesh, _ = _layout(64)
+    args = stack([agent] * 64), place(states, mesh), np.int32(0), np.int32(1)
+    memory = _chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
+    per_device = 64 // mesh.size
+    assert memory.alias_size_in_bytes >= announced * per_device
+    # What it needs beside its arguments is far from a second copy.
+    assert memory.temp_size_in_bytes < 0.2 * announced * per_device
 
 
 @pytest.mark.parametrize(
