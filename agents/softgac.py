@@ -41,10 +41,13 @@ class BridgeStep(nn.Module):
 
     width: int
     action_size: int
+    input_norm: bool
 
     @nn.compact
     def __call__(self, obs: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = nn.LayerNorm()(jnp.concatenate([obs, z], axis=-1))
+        x = jnp.concatenate([obs, z], axis=-1)
+        if self.input_norm:
+            x = nn.LayerNorm()(x)
         x = nn.LayerNorm()(nn.elu(nn.Dense(self.width)(x)))
         drift = nn.Dense(self.action_size, kernel_init=nn.initializers.xavier_uniform())(x)
         scale = nn.Dense(
@@ -77,6 +80,9 @@ class SoftGAC(SoftActorCritic):
 
     bridge_steps: int = static(6, "[1, inf)", "steps K of the path")
     bridge_width: int = static(512, "[1, inf)", "hidden units of each step's network")
+    input_norm: bool = static(
+        True, None, "LayerNorm of [obs, z], as published; hides what few observations say"
+    )
     cost_target: float = traced(0.2, "(0, inf)", "of the path, per step and action dimension")
     temperature: float = traced(0.1, "(0, inf)", "weight of the path cost, at the start")
     temperature_learning_rate: float = traced(1e-3, "[0, inf)", "Adam's step size; 0: fixed")
@@ -98,7 +104,7 @@ class SoftGAC(SoftActorCritic):
     # Policy -----------------------------------------------------------------------------------
 
     def make_actor(self) -> Any:
-        return BridgeStep(self.bridge_width, self.action_size)
+        return BridgeStep(self.bridge_width, self.action_size, self.input_norm)
 
     def init_actor(self, key: jax.Array, obs: jax.Array) -> Any:
         """Parameters of each step's own network, stacked (K, ...)."""

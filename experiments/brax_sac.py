@@ -128,7 +128,8 @@ def train_brax(env: str, settings: dict[str, Any], seed: int) -> float:
         def device_put_replicated(tree: Any, devices: Sequence[Any]) -> Any:
             return jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
 
-        jax.device_put_replicated = device_put_replicated
+        module: Any = jax
+        module.device_put_replicated = device_put_replicated
 
     settings = dict(settings)
     widths = tuple(settings.pop("hidden_layer_sizes"))

@@ -58,6 +58,14 @@ def static(default: Any, valid: Valid, doc: str) -> Any:
     return dataclasses.field(default=default, metadata={"static": True, "valid": valid, "doc": doc})
 
 
+def shared() -> Any:
+    """Declare arrays that all members of a population read and none changes, such as a dataset.
+
+    They are no hyper-parameter: a population holds them once, without an axis of members.
+    """
+    return dataclasses.field(default=None, metadata={"static": False, "shared": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class Hyperparameter:
     """What an agent declares about one of its hyper-parameters."""
@@ -101,7 +109,7 @@ def _inside(value: float, interval: Interval) -> bool:
     return not math.isnan(value) and above and below
 
 
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(traced, static))
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(traced, static, shared))
 @dataclasses.dataclass(frozen=True)
 class Agent:
     """Base of all agents. Subclasses become frozen dataclasses and pytrees by being declared.
@@ -150,6 +158,13 @@ class Agent:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked like a new agent."""
         return dataclasses.replace(self, **changes)
+
+    def axes(self) -> Self:
+        """What vmap takes as `in_axes` for a stacked agent: None for shared fields, 0 for others."""
+        fields = [f for f in dataclasses.fields(self) if not f.metadata["static"]]
+        axes = [None if f.metadata.get("shared") else 0 for f in fields]
+        leaf = lambda x: x is not self  # noqa: E731
+        return jax.tree.unflatten(jax.tree.structure(self, is_leaf=leaf), axes)
 
     # What a subclass provides -----------------------------------------------------------------
 

@@ -52,9 +52,9 @@ def member_mesh(members: int) -> Mesh:
     return Mesh(np.asarray(devices), ("members",), axis_types=(AxisType.Auto,))
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
-    """Spread the leading axis of every array over the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, MEMBERS))
+def place(tree: Any, mesh: Mesh, specs: Any = MEMBERS) -> Any:
+    """Spread the leading axis of every array over the mesh, or as a prefix tree of specs says."""
+    return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
 
 
 _programs: dict[Any, Any] = {}

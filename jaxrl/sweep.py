@@ -22,7 +22,7 @@ from jaxrl.train import (
     evaluate_population,
     member,
     run_population,
-    stack,
+    stack_agents,
 )
 
 
@@ -173,7 +173,7 @@ def sweep(
     done: list[tuple[list[int], Trained]] = []
     for rows in batches:
         trained = run_population(
-            stack([members[i][0] for i in rows]),
+            stack_agents([members[i][0] for i in rows]),
             [members[i][1]["seed"] for i in rows],
             evaluations,
             episodes,

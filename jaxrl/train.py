@@ -110,7 +110,7 @@ def train(
             f"{agent.name}: total_steps={agent.total_steps} leaves nothing to do after "
             f"iteration {first}; raise it with agent.replace(total_steps=...)"
         )
-    agents = stack([agent])
+    agents = stack_agents([agent])
     states = None if start is None else stack([start.state])
     trained = run_population(
         agents, [seed], evaluations, episodes, progress, states=states, first=first
@@ -136,7 +136,8 @@ def member(trained: Trained, i: int) -> Run:
     """Member `i` of a population as an ordinary run."""
     iterations = int(trained.iterations[i])
     rows = int((~np.isnan(trained.env_steps[i])).sum())
-    agent, state = jax.tree.map(lambda x: jnp.asarray(x[i]), (trained.agents, trained.states))
+    agent = map_members(lambda x: jnp.asarray(x[i]), trained.agents)
+    state = jax.tree.map(lambda x: jnp.asarray(x[i]), trained.states)
     return Run(
         agent,
         state,
@@ -160,6 +161,20 @@ def stack(trees: list[Any]) -> Any:
     return jax.tree.map(leaf, *trees)
 
 
+def map_members(fn: Callable[..., Any], agents: Any, *more: Any) -> Any:
+    """Agents with `fn` applied to every array but the shared ones, which are the first agent's."""
+
+    def field(axis: int | None, first: Any, *others: Any) -> Any:
+        return first if axis is None else jax.tree.map(fn, first, *others)
+
+    return jax.tree.map(field, agents.axes(), agents, *more, is_leaf=lambda x: x is None)
+
+
+def stack_agents(agents: list[Any]) -> Any:
+    """Agents of one program as one, a leading axis of members on all that they do not share."""
+    return map_members(lambda *xs: stack(list(xs)), *agents)
+
+
 def run_population(
     agents: Any,
     seeds: list[int],
@@ -179,7 +194,7 @@ def run_population(
     begin = time.perf_counter()
     members = len(seeds)
     mesh, rows = _layout(members)
-    agents = jax.tree.map(lambda x: x[rows], agents)
+    agents = map_members(lambda x: x[rows], agents)
     compile_seconds = 0.0
     if states is None:
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[rows])
@@ -187,7 +202,7 @@ def run_population(
         states = jax.block_until_ready(initialise(agents, keys))
     else:
         states = jax.tree.map(lambda x: x[rows], states)
-    agents, states = place(agents, mesh), place(states, mesh)
+    agents, states = place(agents, mesh, _specs(agents)), place(states, mesh)
 
     last = agents.num_iterations
     pieces = max(1, evaluations) * max(1, round(CHUNKS / max(1, evaluations)))
@@ -235,7 +250,8 @@ def run_population(
     taken = joined["env_steps"] >= 0
     env_steps = np.where(taken, joined["env_steps"], np.nan)
     kept = taken.any(axis=0)
-    agents, states = jax.tree.map(lambda x: x[:members], (agents, states))
+    agents = map_members(lambda x: x[:members], agents)
+    states = jax.tree.map(lambda x: x[:members], states)
     return Trained(
         agents,
         states,
@@ -256,7 +272,12 @@ def _initialise(agents: Any, keys: jax.Array) -> Any:
     Orthogonal initialisers call LAPACK. Batched by vmap, its CPU kernel waits for threads of the
     pool that runs the programs of all CPU devices, and hangs for ever where those are taken.
     """
-    return lax.map(lambda member: member[0].init(member[1]), (agents, keys))
+
+    def init(row):
+        i, key = row
+        return map_members(lambda x: x[i], agents).init(key)
+
+    return lax.map(init, (jnp.arange(len(keys)), keys))
 
 
 @partial(jax.jit, static_argnames=("mesh", "length"), donate_argnums=(1,))
@@ -274,7 +295,7 @@ def _chunk(agents: Any, states: Any, t: Any, stop: Any, *, mesh: Any, length: in
     spread = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(MEMBERS, MEMBERS, P(), P()),
+        in_specs=(_specs(agents), MEMBERS, P(), P()),
         out_specs=MEMBERS,
         check_vma=False,
     )
@@ -291,7 +312,11 @@ def _evaluate_all(
         return evaluate(agent, state, key, episodes, deterministic=deterministic)
 
     spread = jax.shard_map(
-        partial(_for_each, one), mesh=mesh, in_specs=MEMBERS, out_specs=MEMBERS, check_vma=False
+        partial(_for_each, one),
+        mesh=mesh,
+        in_specs=(_specs(agents), MEMBERS, MEMBERS),
+        out_specs=MEMBERS,
+        check_vma=False,
     )
     return spread(agents, states, keys)
 
@@ -302,16 +327,14 @@ def evaluate_population(
     """Fresh episodes of every member, keys from its root key and `seed`; (members, episodes)."""
     members = len(trained.iterations)
     mesh, rows = _layout(members)
-    tree = jax.tree.map(lambda x: x[rows], (trained.agents, trained.states))
-    keys = _member_keys(tree[1].key, Tag.TEST, seed)
+    agents = map_members(lambda x: x[rows], trained.agents)
+    states = jax.tree.map(lambda x: x[rows], trained.states)
+    keys = _member_keys(states.key, Tag.TEST, seed)
+    args = place(agents, mesh, _specs(agents)), *place((states, keys), mesh)
     program, _ = compiled(
-        _evaluate_all,
-        *place((*tree, keys), mesh),
-        mesh=mesh,
-        episodes=episodes,
-        deterministic=deterministic,
+        _evaluate_all, *args, mesh=mesh, episodes=episodes, deterministic=deterministic
     )
-    result = program(*place((*tree, keys), mesh))
+    result = program(*args)
     return jax.tree.map(lambda x: np.asarray(x)[:members], result)
 
 
@@ -325,12 +348,19 @@ def _member_keys(keys: jax.Array, tag: Tag, t: int) -> jax.Array:
     return jax.vmap(lambda key: derive(key, tag, t))(keys)
 
 
-def _for_each(fn: Callable[..., Any], *trees: Any) -> Any:
-    """vmap over the leading axis, except that an axis of one is not worth a batched program."""
+def _specs(agents: Any) -> Any:
+    """Where the arrays of stacked agents go: members over the mesh, what they share everywhere."""
+    return jax.tree.map(
+        lambda axis: P() if axis is None else MEMBERS, agents.axes(), is_leaf=lambda x: x is None
+    )
+
+
+def _for_each(fn: Callable[..., Any], agents: Any, *trees: Any) -> Any:
+    """vmap over members, except that an axis of one is not worth a batched program."""
     if jax.tree.leaves(trees)[0].shape[0] > 1:
-        return jax.vmap(fn)(*trees)
-    result = fn(*jax.tree.map(lambda x: x[0], trees))
-    return jax.tree.map(lambda x: x[None], result)
+        return jax.vmap(fn, in_axes=(agents.axes(), *[0] * len(trees)))(agents, *trees)
+    agent, row = map_members(lambda x: x[0], agents), jax.tree.map(lambda x: x[0], trees)
+    return jax.tree.map(lambda x: x[None], fn(agent, *row))
 
 
 def _iterate(
