@@ -264,7 +264,7 @@ class SoftGAC(SoftActorCritic):
         learner, actor_metrics = lax.cond(n % self.policy_delay == 0, move, rest, learner)
         return learner, metrics | actor_metrics
 
-    def draw(self, key: jax.Array, memory: Replay, written: jax.Array) -> Batch:
+    def sample(self, key: jax.Array, memory: Replay, written: jax.Array) -> Batch:
         """A share of the batch from the newest steps, the rest from all."""
         newest = round(NEWEST_SHARE * self.batch_size)
         keys, rows = jax.random.split(key), max(NEWEST // self.num_envs, 2)

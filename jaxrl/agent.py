@@ -160,7 +160,7 @@ class Agent:
         return dataclasses.replace(self, **changes)
 
     def axes(self) -> Self:
-        """What vmap takes as `in_axes` for a stacked agent: None for shared fields, 0 for others."""
+        """`in_axes` of vmap for a stacked agent: None for what members share, 0 for the rest."""
         fields = [f for f in dataclasses.fields(self) if not f.metadata["static"]]
         axes = [None if f.metadata.get("shared") else 0 for f in fields]
         leaf = lambda x: x is not self  # noqa: E731

@@ -1,7 +1,8 @@
-"""The loop of off-policy agents: environments and gradient steps in one iteration."""
+"""Agents that learn from batches of recorded steps, and the loop of those that record their own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,46 +10,35 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrl import replay, spaces
-from jaxrl.agent import Agent, Tag, derive, static
+from jaxrl.agent import Agent, Tag, derive, shared, static
 from jaxrl.normalize import RunningMoments
-from jaxrl.replay import Batch, Replay
+from jaxrl.replay import Batch, Dataset, Replay
 from jaxrl.rollout import Actors, reset, rollout
 
 
 class OffPolicyState(NamedTuple):
     key: jax.Array  # the run's root key; never changes
     learner: Any  # parameters and optimiser states: what gradient steps change
-    replay: Replay
-    actors: Actors
-    obs_moments: RunningMoments  # updated only if normalize_observations
+    replay: Replay | None  # None where learning from a dataset, like the actors
+    actors: Actors | None
+    obs_moments: RunningMoments  # of anything only if normalize_observations
 
 
-class OffPolicy(Agent):
-    """Collect `num_steps` steps in every environment, keep them, take `num_updates` gradient steps.
+class Offline(Agent):
+    """Takes `num_updates` gradient steps an iteration on batches of a dataset.
 
-    Updates per environment step are num_updates / (num_envs * num_steps), below or above one. Until
-    `learning_starts` environment steps are taken, actions are uniformly random and nothing learns.
-
-    A subclass implements `init_learner`, `explore`, `update` and `policy`.
+    Its `total_steps` are gradient steps. A subclass implements `init_learner`, `update`, `policy`.
     """
 
-    num_envs: int = static(8, "[1, inf)", "environments stepped in parallel")
-    num_steps: int = static(1, "[1, inf)", "steps per environment and iteration")
-    num_updates: int = static(8, "[1, inf)", "gradient steps per iteration")
+    data: Dataset | None = shared()
+    num_updates: int = static(100, "[1, inf)", "gradient steps per iteration")
     batch_size: int = static(256, "[1, inf)", "steps that each gradient step samples")
-    buffer_size: int = static(100_000, "[1, inf)", "environment steps that the replay holds")
-    lean_buffer: bool = static(False, None, "store observations once; steps cut by time are lost")
-    learning_starts: int = static(1_000, "[1, inf)", "random environment steps before learning")
-    normalize_observations: bool = static(False, None, "by running mean and std, clipped to +-10")
+    normalize_observations: bool = static(False, None, "by mean and std, clipped to +-10")
 
     # What a subclass provides -----------------------------------------------------------------
 
     def init_learner(self, key: jax.Array, obs: jax.Array) -> Any:
         """Fresh parameters and optimiser states, given one observation."""
-        raise NotImplementedError
-
-    def explore(self, learner: Any, obs: jax.Array, key: jax.Array, progress: jax.Array) -> Any:
-        """Actions to collect with, for observations (N, ...); continuous ones within [-1, 1]."""
         raise NotImplementedError
 
     def update(
@@ -61,6 +51,97 @@ class OffPolicy(Agent):
 
     def check(self) -> None:
         super().check()
+        if self.data is None:
+            raise ValueError(f"{self.name}: learns from recorded data only: give it --data FILE")
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_updates
+
+    @property
+    def action_space(self) -> Any:
+        return self.env.action_space(self.env_params)
+
+    def env_action(self, action: jax.Array) -> jax.Array:
+        """An action in the environment's own units."""
+        discrete = spaces.is_discrete(self.action_space)
+        return action if discrete else spaces.to_box(self.action_space, action)
+
+    def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
+        return moments.normalize(obs) if self.normalize_observations else obs
+
+    def init(self, key: jax.Array) -> OffPolicyState:
+        assert self.data is not None
+        obs = self.data.obs
+        moments = RunningMoments.of_shape(obs.shape[1:])
+        return OffPolicyState(
+            key=key,
+            learner=self.init_learner(derive(key, Tag.INIT), obs[0]),
+            replay=None,
+            actors=None,
+            obs_moments=moments.update(obs) if self.normalize_observations else moments,
+        )
+
+    def step(
+        self, state: OffPolicyState, t: jax.Array
+    ) -> tuple[OffPolicyState, dict[str, jax.Array]]:
+        learner, metrics = self.learn(state.learner, state.key, t, self.draw, state.obs_moments)
+        return state._replace(learner=learner), metrics
+
+    def learn(
+        self,
+        learner: Any,
+        key: jax.Array,
+        t: jax.Array,
+        draw: Callable[[jax.Array], Batch],
+        moments: RunningMoments,
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """The gradient steps of iteration t, each on its own `draw(key)`."""
+        key = derive(key, Tag.LEARN, t)
+
+        def update(learner, i):
+            draw_key, update_key = jax.random.split(jax.random.fold_in(key, i))
+            batch = draw(draw_key)
+            batch = batch._replace(
+                obs=self.normalize(moments, batch.obs),
+                next_obs=self.normalize(moments, batch.next_obs),
+            )
+            return self.update(learner, batch, update_key, t * self.num_updates + i)
+
+        learner, metrics = lax.scan(update, learner, jnp.arange(self.num_updates))
+        return learner, jax.tree.map(jnp.nanmean, metrics)
+
+    def draw(self, key: jax.Array) -> Batch:
+        """The recorded steps of one gradient step."""
+        assert self.data is not None
+        return replay.draw(key, self.data, self.batch_size)
+
+
+class OffPolicy(Offline):
+    """Collect `num_steps` steps in every environment, keep them, take `num_updates` gradient steps.
+
+    Updates per environment step are num_updates / (num_envs * num_steps), below or above one. Until
+    `learning_starts` environment steps are taken, actions are uniformly random and nothing learns.
+    Given a dataset it collects nothing and learns from that, like any `Offline` agent.
+
+    A subclass implements `explore` as well.
+    """
+
+    num_envs: int = static(8, "[1, inf)", "environments stepped in parallel")
+    num_steps: int = static(1, "[1, inf)", "steps per environment and iteration")
+    num_updates: int = static(8, "[1, inf)", "gradient steps per iteration")
+    buffer_size: int = static(100_000, "[1, inf)", "environment steps that the replay holds")
+    lean_buffer: bool = static(False, None, "store observations once; steps cut by time are lost")
+    learning_starts: int = static(1_000, "[1, inf)", "random environment steps before learning")
+
+    def explore(self, learner: Any, obs: jax.Array, key: jax.Array, progress: jax.Array) -> Any:
+        """Actions to collect with, for observations (N, ...); continuous ones within [-1, 1]."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        Agent.check(self)
+        if self.data is not None:
+            return
         if self.num_rows < self.num_steps + 1:
             raise ValueError(
                 f"{self.name}: buffer_size={self.buffer_size} does not hold two iterations of "
@@ -74,16 +155,12 @@ class OffPolicy(Agent):
 
     @property
     def steps_per_iteration(self) -> int:
-        return self.num_envs * self.num_steps
+        return self.num_updates if self.data is not None else self.num_envs * self.num_steps
 
     @property
     def num_rows(self) -> int:
         """Rows of the replay: a multiple of `num_steps`, so that a rollout never wraps around."""
-        return self.buffer_size // self.steps_per_iteration * self.num_steps
-
-    @property
-    def action_space(self) -> Any:
-        return self.env.action_space(self.env_params)
+        return self.buffer_size // (self.num_envs * self.num_steps) * self.num_steps
 
     def random_action(self, key: jax.Array) -> jax.Array:
         """Uniform actions for all environments; continuous ones over the whole box [-1, 1]."""
@@ -92,15 +169,9 @@ class OffPolicy(Agent):
             return jax.random.randint(key, (self.num_envs,), 0, size)
         return jax.random.uniform(key, (self.num_envs, size), minval=-1.0, maxval=1.0)
 
-    def env_action(self, action: jax.Array) -> jax.Array:
-        """An action in the environment's own units."""
-        discrete = spaces.is_discrete(self.action_space)
-        return action if discrete else spaces.to_box(self.action_space, action)
-
-    def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
-        return moments.normalize(obs) if self.normalize_observations else obs
-
     def init(self, key: jax.Array) -> OffPolicyState:
+        if self.data is not None:
+            return super().init(key)
         actors = reset(derive(key, Tag.RESET), self.env, self.env_params, self.num_envs)
         action = jax.eval_shape(self.random_action, key)
         return OffPolicyState(
@@ -114,6 +185,10 @@ class OffPolicy(Agent):
     def step(
         self, state: OffPolicyState, t: jax.Array
     ) -> tuple[OffPolicyState, dict[str, jax.Array]]:
+        if self.data is not None:
+            return super().step(state, t)
+        assert state.replay is not None
+        assert state.actors is not None
         # All that these conditions and indices follow from is t, so they are never batched: a
         # population keeps real branches and writes its replay as one.
         learning = (t + 1) * self.steps_per_iteration >= self.learning_starts
@@ -138,20 +213,11 @@ class OffPolicy(Agent):
         memory = replay.add(state.replay, t * self.num_steps, steps)
         if self.normalize_observations:
             moments = moments.update(steps.obs)
-        key = derive(state.key, Tag.LEARN, t)
-
-        def update(learner, i):
-            sample_key, update_key = jax.random.split(jax.random.fold_in(key, i))
-            batch = self.draw(sample_key, memory, (t + 1) * self.num_steps)
-            batch = batch._replace(
-                obs=self.normalize(moments, batch.obs),
-                next_obs=self.normalize(moments, batch.next_obs),
-            )
-            return self.update(learner, batch, update_key, t * self.num_updates + i)
 
         def learn(learner):
-            learner, metrics = lax.scan(update, learner, jnp.arange(self.num_updates))
-            return learner, jax.tree.map(jnp.nanmean, metrics)
+            written = (t + 1) * self.num_steps
+            sample = lambda key: self.sample(key, memory, written)  # noqa: E731
+            return self.learn(learner, state.key, t, sample, moments)
 
         def skip(learner):
             shapes = jax.eval_shape(learn, learner)[1]
@@ -161,8 +227,8 @@ class OffPolicy(Agent):
         metrics |= episodes.metrics()
         return OffPolicyState(state.key, learner, memory, actors, moments), metrics
 
-    def draw(self, key: jax.Array, memory: Replay, written: jax.Array) -> Batch:
-        """The steps of one gradient step."""
+    def sample(self, key: jax.Array, memory: Replay, written: jax.Array) -> Batch:
+        """The steps of one gradient step, from the replay."""
         return replay.sample(key, memory, written, self.batch_size)
 
 

@@ -45,6 +45,25 @@ class Batch(NamedTuple):
     valid: jax.Array
 
 
+class Dataset(NamedTuple):
+    """Recorded steps (M, ...) in the order of their episodes, which nothing changes.
+
+    Attributes:
+        action: within [-1, 1] where continuous.
+        episode_return: undiscounted, of the episode that the step is from.
+        best_first: the steps' places in order of that return, highest first (M,).
+    """
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    next_obs: jax.Array
+    episode_return: jax.Array
+    best_first: jax.Array
+
+
 def create(obs: Any, action: Any, num_rows: int, lean: bool) -> Replay:
     """An empty memory of `num_rows` rows for observations and actions like those given (N, ...)."""
 
@@ -119,6 +138,25 @@ def sample(
         terminated,
         next_obs,
         valid,
+    )
+
+
+def draw(key: jax.Array, data: Dataset, batch_size: int, best: float | jax.Array = 1.0) -> Batch:
+    """Steps drawn uniformly, with replacement, from a dataset.
+
+    Args:
+        best: draw only from this share of its steps, those of the episodes of highest return.
+    """
+    size = len(data.reward)
+    kept = jnp.clip(jnp.ceil(best * size).astype(jnp.int32), 1, size)
+    i = data.best_first[jax.random.randint(key, (batch_size,), 0, kept)]
+    return Batch(
+        data.obs[i],
+        data.action[i],
+        data.reward[i],
+        data.terminated[i],
+        data.next_obs[i],
+        jnp.ones((batch_size,), bool),
     )
 
 
