@@ -13,6 +13,12 @@ AGENTS = {
     "sac": "Soft Actor-Critic with twin critics and learnt temperature; continuous actions",
     "mixturesac": "SAC with a mixture of Gaussians by marginalised reparameterisation; continuous",
     "softgac": "SAC with a stochastic bridge as policy, CrossQ critic; continuous actions",
+    "cql": "Conservative Q-Learning on SAC, from recorded data; continuous actions",
+    "discretecql": "Conservative Q-Learning on DQN, from recorded data; discrete actions",
+    "bc": "behaviour cloning of recorded data, or of its best part; all actions",
+    "td3bc": "TD3 near recorded actions; continuous actions",
+    "iql": "Implicit Q-Learning, from recorded data; continuous actions",
+    "awac": "advantage-weighted actor-critic, from recorded data; continuous actions",
 }
 
 

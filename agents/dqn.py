@@ -16,7 +16,8 @@ from jaxrl import spaces
 from jaxrl.agent import static, traced
 from jaxrl.distributions import epsilon_greedy
 from jaxrl.networks import Network
-from jaxrl.offpolicy import OffPolicy, OffPolicyState, polyak
+from jaxrl.offline import OfflineState, polyak
+from jaxrl.offpolicy import OffPolicy
 from jaxrl.optimize import linear_schedule
 from jaxrl.replay import Batch, valid_mean
 
@@ -100,9 +101,11 @@ class DQN(OffPolicy):
             q = self.q_values(params, batch.obs)
             chosen = jnp.take_along_axis(q, batch.action[:, None], axis=-1)[:, 0]
             error = optax.huber_loss if self.huber else optax.l2_loss
-            return valid_mean(error(chosen, targets), batch.valid), chosen.mean()
+            extra, metrics = self.regulariser(q, batch)
+            loss = valid_mean(error(chosen, targets), batch.valid) + extra
+            return loss, {"loss": loss, "q_mean": chosen.mean(), **metrics}
 
-        (loss, q_mean), grads = jax.value_and_grad(loss_fn, has_aux=True)(learner.params)
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(learner.params)
         progress = n / (self.num_iterations * self.num_updates)
         updates, opt_state = self.optimizer(progress).update(grads, learner.opt_state)
         params = optax.apply_updates(learner.params, updates)
@@ -111,9 +114,15 @@ class DQN(OffPolicy):
             lambda: polyak(learner.target_params, params, self.tau),
             lambda: learner.target_params,
         )
-        return DQNLearner(params, target_params, opt_state), {"loss": loss, "q_mean": q_mean}
+        return DQNLearner(params, target_params, opt_state), metrics
 
-    def policy(self, state: OffPolicyState, deterministic: bool = True) -> Any:
+    def regulariser(
+        self, q: jax.Array, batch: Batch
+    ) -> tuple[jax.Array | float, dict[str, jax.Array]]:
+        """What a subclass adds to the loss, given the online values (B, A); and its metrics."""
+        return 0.0, {}
+
+    def policy(self, state: OfflineState, deterministic: bool = True) -> Any:
         """Greedy, or with `epsilon_end` random actions if not deterministic."""
 
         def act(obs: jax.Array, key: jax.Array) -> jax.Array:

@@ -13,7 +13,8 @@ from jaxrl import spaces
 from jaxrl.agent import static, traced
 from jaxrl.distributions import TanhNormal
 from jaxrl.networks import Network
-from jaxrl.offpolicy import OffPolicy, OffPolicyState, polyak
+from jaxrl.offline import OfflineState, polyak
+from jaxrl.offpolicy import OffPolicy
 from jaxrl.replay import Batch, valid_mean
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -29,6 +30,10 @@ class SACLearner(NamedTuple):
     actor_opt: Any
     critic_opt: Any
     temperature_opt: Any
+    extra: Any = ()  # what a subclass learns besides
+
+
+LossFn = Callable[[Any], tuple[jax.Array, Any]]  # parameters -> loss, and whatever goes with it
 
 
 class SoftActorCritic(OffPolicy):
@@ -116,28 +121,39 @@ class SoftActorCritic(OffPolicy):
         inputs = jnp.zeros((obs.size + self.action_size,))
         return tuple(self.make_critic().init(k, inputs) for k in jax.random.split(key))
 
+    def bellman_target(self, learner: SACLearner, batch: Batch, key: jax.Array) -> jax.Array:
+        """r + gamma (1 - terminated) V(s') with the soft value of the target critics (B,)."""
+        temperature = jnp.exp(learner.log_temperature)
+        next_q = self.min_q(learner.target_critics)
+        value = self.soft_value(learner.actor, next_q, batch.next_obs, temperature, key)
+        return self.reward_scale * batch.reward + self.gamma * (1 - batch.terminated) * value
+
     def update_critics(
         self, learner: SACLearner, batch: Batch, key: jax.Array
     ) -> tuple[SACLearner, dict[str, jax.Array]]:
         """One gradient step of the critics, after which their targets follow."""
-        temperature = jnp.exp(learner.log_temperature)
-        next_q = self.min_q(learner.target_critics)
-        value = self.soft_value(learner.actor, next_q, batch.next_obs, temperature, key)
-        target = self.reward_scale * batch.reward + self.gamma * (1 - batch.terminated) * value
+        target = self.bellman_target(learner, batch, key)
 
         def loss_fn(critics):
             q = self.q_values(critics, batch.obs, batch.action)
             errors = 0.5 * ((q - target) ** 2).sum(axis=0)
             return valid_mean(errors, batch.valid), q.mean()
 
-        (loss, q_mean), grads = jax.value_and_grad(loss_fn, has_aux=True)(learner.critics)
+        learner, loss, q_mean = self.descend_critics(learner, loss_fn)
+        return learner, {"critic_loss": loss, "q_mean": q_mean}
+
+    def descend_critics(
+        self, learner: SACLearner, loss_fn: LossFn
+    ) -> tuple[SACLearner, jax.Array, Any]:
+        """The critics one gradient step down a loss, and their targets after them."""
+        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(learner.critics)
         updates, critic_opt = self.critic_optimizer().update(grads, learner.critic_opt)
         critics = optax.apply_updates(learner.critics, updates)
         target_critics = polyak(learner.target_critics, critics, self.tau)
         learner = learner._replace(
             critics=critics, target_critics=target_critics, critic_opt=critic_opt
         )
-        return learner, {"critic_loss": loss, "q_mean": q_mean}
+        return learner, loss, aux
 
     # Training ---------------------------------------------------------------------------------
 
@@ -165,19 +181,23 @@ class SoftActorCritic(OffPolicy):
     ) -> tuple[SACLearner, dict[str, jax.Array]]:
         critic_key, actor_key = jax.random.split(key)
         learner, metrics = self.update_critics(learner, batch, critic_key)
-        learner, actor_metrics = self.update_actor(learner, batch.obs, actor_key)
+        learner, actor_metrics = self.update_actor(learner, batch, actor_key, n)
         return learner, metrics | actor_metrics
 
     def update_actor(
-        self, learner: SACLearner, obs: jax.Array, key: jax.Array
+        self, learner: SACLearner, batch: Batch, key: jax.Array, n: jax.Array
     ) -> tuple[SACLearner, dict[str, jax.Array]]:
         """One gradient step of the actor, and one of the temperature."""
         temperature = jnp.exp(learner.log_temperature)
         q = self.min_q(learner.critics)
+        return self.descend_actor(
+            learner, lambda actor: self.actor_loss(actor, q, batch.obs, temperature, key)
+        )
 
-        def loss_fn(actor):
-            return self.actor_loss(actor, q, obs, temperature, key)
-
+    def descend_actor(
+        self, learner: SACLearner, loss_fn: LossFn
+    ) -> tuple[SACLearner, dict[str, jax.Array]]:
+        """The actor one step down a loss; the temperature by the "penalty" that comes with it."""
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(learner.actor)
         updates, actor_opt = self.actor_optimizer().update(grads, learner.actor_opt)
         actor = optax.apply_updates(learner.actor, updates)
@@ -187,6 +207,7 @@ class SoftActorCritic(OffPolicy):
         slope = self.penalty_target - metrics["penalty"]
         optimizer = optax.adam(self.temperature_learning_rate)
         move, temperature_opt = optimizer.update(slope, learner.temperature_opt)
+        temperature = jnp.exp(learner.log_temperature)
         learner = learner._replace(
             actor=actor,
             actor_opt=actor_opt,
@@ -195,7 +216,7 @@ class SoftActorCritic(OffPolicy):
         )
         return learner, {"actor_loss": loss, "temperature": temperature, **metrics}
 
-    def policy(self, state: OffPolicyState, deterministic: bool = True) -> Any:
+    def policy(self, state: OfflineState, deterministic: bool = True) -> Any:
         """The mode of the policy, or a sample."""
 
         def act(obs: jax.Array, key: jax.Array) -> jax.Array:

@@ -255,7 +255,7 @@ class SoftGAC(SoftActorCritic):
         learner, metrics = self.update_critics(learner, batch, critic_key)
 
         def move(learner):
-            return self.update_actor(learner, batch.obs, actor_key)
+            return self.update_actor(learner, batch, actor_key, n)
 
         def rest(learner):
             shapes = jax.eval_shape(move, learner)[1]

@@ -1,4 +1,4 @@
-"""The `jaxrl` command: train, sweep, eval, plot, list.
+"""The `jaxrl` command: train, sweep, collect, eval, plot, list.
 
 Only the command that is asked for imports what it needs, so that `--help` and the listings answer
 at once. Bad input ends with one line on standard error and exit status 2, nothing compiled.
@@ -66,6 +66,16 @@ def parser() -> Parser:
         command.add_argument("env", metavar="ENV", help="see `jaxrl list envs`")
         command.add_argument("settings", metavar="key=value", nargs="*", default=[], help=values)
         command.add_argument("--steps", type=positive, help="environment steps of each member")
+        command.add_argument(
+            "--data",
+            metavar="FILE",
+            help="learn from recorded steps: an HDF5 file in D4RL's layout, or minari:ID",
+        )
+        command.add_argument(
+            "--evaluations",
+            type=positive,
+            help="times to evaluate during training (default: 0; with --data 20)",
+        )
         command.add_argument("--out", type=Path, help="run folder (default: runs/AGENT-ENV-TIME)")
         command.add_argument(
             "--episodes", type=positive, default=64, help="final evaluation episodes per member"
@@ -81,6 +91,19 @@ def parser() -> Parser:
     add_run_arguments(sweep, "key=v1,v2 or key=log:low:high:n or key=lin:low:high:n or key=value")
     sweep.add_argument("--seeds", type=natural, default=1, help="seeds of each setting")
     sweep.add_argument("--random", type=natural, help="draw this many settings from the ranges")
+
+    collect = add("collect", collect_command, "train an agent and record D4RL-style datasets")
+    collect.add_argument("agent", metavar="AGENT", help="see `jaxrl list agents`")
+    collect.add_argument("env", metavar="ENV", help="see `jaxrl list envs`")
+    collect.add_argument(
+        "settings", metavar="key=value", nargs="*", default=[], help="a hyper-parameter of AGENT"
+    )
+    collect.add_argument("--steps", type=positive, help="environment steps of its training")
+    collect.add_argument(
+        "--size", type=positive, default=100_000, help="steps in each dataset (default: 100000)"
+    )
+    collect.add_argument("--seed", type=natural, default=0, help="the seed (default: 0)")
+    collect.add_argument("--out", type=Path, help="folder (default: data/ENV)")
 
     evaluate = add("eval", eval_command, "evaluate the trained agents of a run")
     evaluate.add_argument("run", metavar="DIR", type=Path)
@@ -147,7 +170,11 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
         seeds=seeds,
         sweep=sweep,
         random=random,
+        data=args.data,
     )
+    evaluations = args.evaluations
+    if evaluations is None:  # what learns from a file has no episodes of its own to show
+        evaluations = 20 if args.data else 0
     name = f"{args.agent}-{args.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = args.out or Path("runs") / name
     with runs.new(out):
@@ -159,6 +186,7 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
                 experiment.agent,
                 experiment.settings,
                 seeds=experiment.seeds,
+                evaluations=evaluations,
                 announce=meter.say,
                 progress=meter,
             )
@@ -169,6 +197,25 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
     if population.interrupted:
         fail(f"interrupted; {out} holds what was done")
         return INTERRUPTED
+    return 0
+
+
+def collect_command(args: argparse.Namespace) -> int:
+    import jaxrl
+
+    jaxrl.use_compilation_cache()
+    from experiments import collect, launch, report
+
+    experiment = launch.assemble(
+        args.agent, args.env, args.settings, steps=args.steps, seeds=[args.seed], sweep=False
+    )
+    out = args.out or Path("data") / args.env
+    collect.check_folder(out, args.env)
+    with report.Meter(experiment.total_steps) as meter:
+        if experiment.recipe:
+            meter.say(f"recipe {experiment.recipe.name}: {experiment.recipe.line()}")
+        recordings = collect.collect(experiment, args.seed, args.size, meter)
+    collect.write(recordings, out, args.env, collect.limit_of(experiment.agent.env_params))
     return 0
 
 

@@ -15,8 +15,10 @@ import numpy as np
 
 import agents
 import envs_jax
+from envs_jax import datasets
 from experiments import parse, recipes
 from jaxrl.agent import Agent
+from jaxrl.offline import Offline
 from jaxrl.sweep import Lin, Log, grid, override, random_search
 
 
@@ -31,6 +33,8 @@ class Experiment:
     settings: list[dict[str, Any]]  # what the members differ in, `env.NAME` for parameters
     seeds: list[int]
     recipe: recipes.Recipe | None
+    data: str | None = None  # file or name that the agent learns from
+    recording: datasets.Recording | None = None  # what it holds
 
     @property
     def total_steps(self) -> int:
@@ -50,6 +54,7 @@ def assemble(
     seeds: Sequence[int],
     sweep: bool,
     random: int | None = None,
+    data: str | None = None,
 ) -> Experiment:
     """The experiment that a command line asks for.
 
@@ -57,6 +62,7 @@ def assemble(
         words: `key=value` each; several values or a range only where `sweep`.
         steps: total environment steps of a member; None: the recipe's, else the agent's default.
         random: draw this many settings from the ranges instead of taking the grid.
+        data: recorded steps to learn from, as `envs_jax.datasets.read` takes them.
     """
     cls: Any = agents.get(agent_name)
     texts = parse.split(words)
@@ -106,11 +112,21 @@ def assemble(
     settings = _distinct(
         {k: parse.rounded(v, kinds[k]) for k, v in setting.items()} for setting in settings
     )
-    start = {"total_steps": recipe.steps, **recipe.hyperparameters} if recipe else {}
+    start: dict[str, Any] = {}
+    if recipe:
+        start = {"total_steps": recipe.steps, **recipe.hyperparameters}
+    recording = None
+    if data is not None:
+        if not issubclass(cls, Offline):
+            raise ValueError(f"--data {data}: {agent_name} does not learn from recorded data")
+        recording = datasets.read(data, env, env_params)
+        start["data"] = recording.dataset(env, env_params)
     agent = build(cls, env, env_params, {**start, **fixed, **settings[0]})
     for setting in settings:
         override(agent, setting)
-    return Experiment(agent_name, env_id, env_options, agent, settings, list(seeds), recipe)
+    return Experiment(
+        agent_name, env_id, env_options, agent, settings, list(seeds), recipe, data, recording
+    )
 
 
 def make_env(

@@ -71,6 +71,8 @@ class Meter:
         if last and (last.iteration == last.iterations or progress.env_steps < last.env_steps):
             self.before += last.env_steps
             self.seconds_before += last.seconds
+        elif last and progress.seconds < last.seconds:  # the same run, gone on with
+            self.seconds_before += last.seconds
         self.newest = progress
         steps = self.before + progress.env_steps
         rate = steps / max(self.seconds_before + progress.seconds, 1e-9)
@@ -127,12 +129,27 @@ def results(summary: dict[str, Any]) -> None:
     settings = summary["settings"]
     names = list(settings[0]["hyperparameters"])
     seeds = len(settings[0]["members"])
-    columns = [*names, "mean return", "95% confidence interval"]
+    kinds = {
+        "": "mean return",
+        "best_": "best return",
+        "score_": "mean score",
+        "best_score_": "best score",
+    }
+    kinds = {name: title for name, title in kinds.items() if f"{name}mean" in settings[0]}
+    columns = [*names]
+    for title in kinds.values():
+        columns += [title, "95% confidence interval" if title == "mean return" else "95%"]
     rows = [
         [
             *(value_text(setting["hyperparameters"][name]) for name in names),
-            number(setting["mean"]),
-            interval_text(setting["ci95"]),
+            *(
+                text
+                for kind in kinds
+                for text in (
+                    number(setting[f"{kind}mean"]),
+                    interval_text(setting[f"{kind}ci95"]),
+                )
+            ),
         ]
         for setting in settings
     ]
@@ -143,10 +160,11 @@ def results(summary: dict[str, Any]) -> None:
     table(columns, rows, right=columns)
     if summary["unfinished_episodes"]:
         print(f"{summary['unfinished_episodes']} evaluation episodes were cut off unfinished")
+    unit = "gradient steps" if summary.get("data") else "environment steps"
     print(
         f"compile {summary['compile_seconds']:.1f} s, run {summary['run_seconds']:.1f} s, "
-        f"{summary['env_steps']:,} environment steps, "
-        f"{summary['env_steps_per_second']:,.0f} environment steps per second in total"
+        f"{summary['env_steps']:,} {unit}, "
+        f"{summary['env_steps_per_second']:,.0f} {unit} per second in total"
     )
 
 

@@ -3,7 +3,9 @@
     config.json    agent, environment, hyper-parameters, settings, seeds, versions, device, commit
     metrics.npz    arrays over (members, iterations), NaN where a member has no such iteration:
                    `env_steps` (taken by the end of the iteration) and each of the agent's metrics;
-                   `final_returns` and `final_lengths` (members, episodes) of the final evaluation
+                   `final_returns` and `final_lengths` (members, episodes) of the final evaluation;
+                   `evaluation_steps` (members, k) and `evaluation_returns` (members, k, episodes)
+                   of those during training, where there were any
     states/        the members' final states (orbax), one item for each group of equal structure
     summary.json   final returns per member and per setting, environment steps, seconds
     curve.png      learning curves
@@ -29,6 +31,7 @@ import numpy as np
 
 import agents
 import envs_jax
+from envs_jax import datasets
 from experiments.launch import Experiment, build
 from jaxrl.agent import Agent
 from jaxrl.evaluate import Evaluation
@@ -90,6 +93,7 @@ def write_config(folder: Path, experiment: Experiment, command: str) -> None:
         "hyperparameters": hyperparameters(agent),
         "settings": experiment.settings,
         "seeds": experiment.seeds,
+        "data": experiment.data,
         "recipe": experiment.recipe.name if experiment.recipe else None,
         "versions": {"python": platform.python_version()} | _versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -112,6 +116,9 @@ def save(
     """
     final = {"final_returns": evaluation.returns, "final_lengths": evaluation.lengths}
     arrays: dict[str, Any] = {"env_steps": population.env_steps, **population.metrics, **final}
+    if population.evaluations["returns"].shape[1]:
+        arrays["evaluation_steps"] = population.evaluations["env_steps"]
+        arrays["evaluation_returns"] = population.evaluations["returns"]
     np.savez_compressed(folder / "metrics.npz", **arrays)
     _save_states(folder, population)
     summary = summarise(experiment, population, evaluation)
@@ -122,8 +129,21 @@ def save(
 def summarise(
     experiment: Experiment, population: Population, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """The content of summary.json. An interval of fewer than two members is [null, null]."""
+    """The content of summary.json. An interval of fewer than two members is [null, null].
+
+    Where agents were evaluated during training, "best" values are those of each member's best
+    evaluation, beside those of its final policy. Where the data's reference returns are known,
+    "score" values are normalised by them, 0 for a random policy and 100 for an expert.
+    """
     final = np.asarray(evaluation.returns).mean(axis=1)
+    values = {"": final}
+    during = np.asarray(population.evaluations["returns"]).mean(axis=2)
+    if during.shape[1]:
+        values["best_"] = np.fmax(np.nanmax(during, axis=1), final)
+    for name, returns in list(values.items()):
+        scores = None if experiment.recording is None else experiment.recording.score(returns)
+        if scores is not None:
+            values[f"{name}score_"] = scores
     overrides = [{k: v for k, v in row.items() if k != "seed"} for row in population.table]
     base = hyperparameters(experiment.agent)
     mean, *interval = map(float, mean_ci(final))
@@ -131,11 +151,14 @@ def summarise(
     for setting in experiment.settings:
         rows = [i for i, row in enumerate(overrides) if row == setting]
         if rows:
-            center, *around = map(float, mean_ci(final[rows]))
-            entry = {"hyperparameters": setting, "mean": center, "ci95": around, "members": rows}
+            entry: dict[str, Any] = {"hyperparameters": setting, "members": rows}
+            for name, of_members in values.items():
+                center, *around = map(float, mean_ci(of_members[rows]))
+                entry |= {f"{name}mean": center, f"{name}ci95": around}
             settings.append(entry)
     env_steps = float(np.nansum(np.nanmax(population.env_steps, axis=1)))
     return {
+        "data": experiment.data,
         "final_return_mean": mean,
         "final_return_ci95": interval,
         "episodes_per_member": evaluation.returns.shape[1],
@@ -181,6 +204,8 @@ class RunFolder:
         kinds = {h.name: h.type for h in cls.hyperparameters()}
         changes = self.summary["members"][member]["hyperparameters"]
         values = {k: _from_json(v, kinds[k]) if k in kinds else v for k, v in changes.items()}
+        if config.get("data"):  # only its shapes matter for what has been trained
+            values["data"] = datasets.blank(env, env_params).dataset(env, env_params)
         return build(cls, env, env_params, env_values | values)
 
     def members(self, only: int | None = None) -> Iterator[tuple[int, Agent, Any]]:

@@ -1,120 +1,19 @@
-"""Agents that learn from batches of recorded steps, and the loop of those that record their own."""
+"""The loop of off-policy agents: environments and gradient steps in one iteration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxrl import replay, spaces
-from jaxrl.agent import Agent, Tag, derive, shared, static
+from jaxrl.agent import Agent, Tag, derive, static
 from jaxrl.normalize import RunningMoments
-from jaxrl.replay import Batch, Dataset, Replay
-from jaxrl.rollout import Actors, reset, rollout
-
-
-class OffPolicyState(NamedTuple):
-    key: jax.Array  # the run's root key; never changes
-    learner: Any  # parameters and optimiser states: what gradient steps change
-    replay: Replay | None  # None where learning from a dataset, like the actors
-    actors: Actors | None
-    obs_moments: RunningMoments  # of anything only if normalize_observations
-
-
-class Offline(Agent):
-    """Takes `num_updates` gradient steps an iteration on batches of a dataset.
-
-    Its `total_steps` are gradient steps. A subclass implements `init_learner`, `update`, `policy`.
-    """
-
-    data: Dataset | None = shared()
-    num_updates: int = static(100, "[1, inf)", "gradient steps per iteration")
-    batch_size: int = static(256, "[1, inf)", "steps that each gradient step samples")
-    normalize_observations: bool = static(False, None, "by mean and std, clipped to +-10")
-
-    # What a subclass provides -----------------------------------------------------------------
-
-    def init_learner(self, key: jax.Array, obs: jax.Array) -> Any:
-        """Fresh parameters and optimiser states, given one observation."""
-        raise NotImplementedError
-
-    def update(
-        self, learner: Any, batch: Batch, key: jax.Array, n: jax.Array
-    ) -> tuple[Any, dict[str, jax.Array]]:
-        """Gradient step number n (never batched) on a batch, and scalar metrics."""
-        raise NotImplementedError
-
-    # The loop ---------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        super().check()
-        if self.data is None:
-            raise ValueError(f"{self.name}: learns from recorded data only: give it --data FILE")
-
-    @property
-    def steps_per_iteration(self) -> int:
-        return self.num_updates
-
-    @property
-    def action_space(self) -> Any:
-        return self.env.action_space(self.env_params)
-
-    def env_action(self, action: jax.Array) -> jax.Array:
-        """An action in the environment's own units."""
-        discrete = spaces.is_discrete(self.action_space)
-        return action if discrete else spaces.to_box(self.action_space, action)
-
-    def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
-        return moments.normalize(obs) if self.normalize_observations else obs
-
-    def init(self, key: jax.Array) -> OffPolicyState:
-        assert self.data is not None
-        obs = self.data.obs
-        moments = RunningMoments.of_shape(obs.shape[1:])
-        return OffPolicyState(
-            key=key,
-            learner=self.init_learner(derive(key, Tag.INIT), obs[0]),
-            replay=None,
-            actors=None,
-            obs_moments=moments.update(obs) if self.normalize_observations else moments,
-        )
-
-    def step(
-        self, state: OffPolicyState, t: jax.Array
-    ) -> tuple[OffPolicyState, dict[str, jax.Array]]:
-        learner, metrics = self.learn(state.learner, state.key, t, self.draw, state.obs_moments)
-        return state._replace(learner=learner), metrics
-
-    def learn(
-        self,
-        learner: Any,
-        key: jax.Array,
-        t: jax.Array,
-        draw: Callable[[jax.Array], Batch],
-        moments: RunningMoments,
-    ) -> tuple[Any, dict[str, jax.Array]]:
-        """The gradient steps of iteration t, each on its own `draw(key)`."""
-        key = derive(key, Tag.LEARN, t)
-
-        def update(learner, i):
-            draw_key, update_key = jax.random.split(jax.random.fold_in(key, i))
-            batch = draw(draw_key)
-            batch = batch._replace(
-                obs=self.normalize(moments, batch.obs),
-                next_obs=self.normalize(moments, batch.next_obs),
-            )
-            return self.update(learner, batch, update_key, t * self.num_updates + i)
-
-        learner, metrics = lax.scan(update, learner, jnp.arange(self.num_updates))
-        return learner, jax.tree.map(jnp.nanmean, metrics)
-
-    def draw(self, key: jax.Array) -> Batch:
-        """The recorded steps of one gradient step."""
-        assert self.data is not None
-        return replay.draw(key, self.data, self.batch_size)
+from jaxrl.offline import Offline, OfflineState
+from jaxrl.replay import Batch, Replay
+from jaxrl.rollout import reset, rollout
 
 
 class OffPolicy(Offline):
@@ -169,12 +68,12 @@ class OffPolicy(Offline):
             return jax.random.randint(key, (self.num_envs,), 0, size)
         return jax.random.uniform(key, (self.num_envs, size), minval=-1.0, maxval=1.0)
 
-    def init(self, key: jax.Array) -> OffPolicyState:
+    def init(self, key: jax.Array) -> OfflineState:
         if self.data is not None:
             return super().init(key)
         actors = reset(derive(key, Tag.RESET), self.env, self.env_params, self.num_envs)
         action = jax.eval_shape(self.random_action, key)
-        return OffPolicyState(
+        return OfflineState(
             key=key,
             learner=self.init_learner(derive(key, Tag.INIT), actors.obs[0]),
             replay=replay.create(actors.obs, action, self.num_rows, self.lean_buffer),
@@ -182,9 +81,7 @@ class OffPolicy(Offline):
             obs_moments=RunningMoments.of_shape(actors.obs.shape[1:]),
         )
 
-    def step(
-        self, state: OffPolicyState, t: jax.Array
-    ) -> tuple[OffPolicyState, dict[str, jax.Array]]:
+    def step(self, state: OfflineState, t: jax.Array) -> tuple[OfflineState, dict[str, jax.Array]]:
         if self.data is not None:
             return super().step(state, t)
         assert state.replay is not None
@@ -225,13 +122,8 @@ class OffPolicy(Offline):
 
         learner, metrics = lax.cond(learning, learn, skip, state.learner)
         metrics |= episodes.metrics()
-        return OffPolicyState(state.key, learner, memory, actors, moments), metrics
+        return OfflineState(state.key, learner, memory, actors, moments), metrics
 
     def sample(self, key: jax.Array, memory: Replay, written: jax.Array) -> Batch:
         """The steps of one gradient step, from the replay."""
         return replay.sample(key, memory, written, self.batch_size)
-
-
-def polyak(target: Any, online: Any, tau: float | jax.Array) -> Any:
-    """Target parameters moved by a share `tau` towards the online ones."""
-    return jax.tree.map(lambda old, new: old + tau * (new - old), target, online)

@@ -64,7 +64,11 @@ def bin_episodes(
 
 
 def learning_curves(
-    curves: Sequence[Curve], *, title: str = "", ylabel: str = "return of training episodes"
+    curves: Sequence[Curve],
+    *,
+    title: str = "",
+    xlabel: str = "environment steps",
+    ylabel: str = "return of training episodes",
 ) -> Figure:
     """A figure of `curves`: mean over runs, band of the 95 % t interval of that mean.
 
@@ -85,7 +89,7 @@ def learning_curves(
         figure.legend(loc="outside right upper", frameon=False, fontsize="x-small")
     elif len(curves) > 1:
         axes.legend(framealpha=0.85, edgecolor="none", fontsize="small")
-    axes.set(title=title, xlabel="environment steps", ylabel=ylabel)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     # A band of two or three runs can be far wider than all that was seen: it is cut off instead.
     seen = np.concatenate([curve.returns[np.isfinite(curve.returns)] for curve in curves])
     if seen.size and seen.min() < seen.max():

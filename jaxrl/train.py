@@ -88,6 +88,7 @@ def train(
     episodes: int = 64,
     progress: Callable[[Progress], None] | None = None,
     start: Run | None = None,
+    until: int | None = None,
 ) -> Run:
     """Train one agent for `agent.total_steps` environment steps.
 
@@ -99,6 +100,7 @@ def train(
         progress: called between chunks.
         start: a run to go on from, up to `agent.total_steps`. Its learning goes on exactly where
             it stopped; schedules follow the new `total_steps`.
+        until: stop after this iteration; schedules still follow `total_steps`.
 
     Raises:
         ValueError: `start` has nothing left to do.
@@ -113,7 +115,7 @@ def train(
     agents = stack_agents([agent])
     states = None if start is None else stack([start.state])
     trained = run_population(
-        agents, [seed], evaluations, episodes, progress, states=states, first=first
+        agents, [seed], evaluations, episodes, progress, states=states, first=first, last=until
     )
     return member(trained, 0)
 
@@ -183,6 +185,7 @@ def run_population(
     progress: Callable[[Progress], None] | None = None,
     states: Any = None,
     first: int = 0,
+    last: int | None = None,
 ) -> Trained:
     """Train members that share one program, spread over the local devices.
 
@@ -190,6 +193,7 @@ def run_population(
         agents: a stacked agent (leading axis of members on every traced field).
         seeds: one root seed a member.
         states: stacked states to go on from at iteration `first`, instead of fresh ones.
+        last: stop after this iteration.
     """
     begin = time.perf_counter()
     members = len(seeds)
@@ -204,7 +208,7 @@ def run_population(
         states = jax.tree.map(lambda x: x[rows], states)
     agents, states = place(agents, mesh, _specs(agents)), place(states, mesh)
 
-    last = agents.num_iterations
+    last = min(agents.num_iterations, agents.num_iterations if last is None else last)
     pieces = max(1, evaluations) * max(1, round(CHUNKS / max(1, evaluations)))
     bounds = np.unique(np.round(np.linspace(first, last, pieces + 1)).astype(int))
     targets = np.round(np.linspace(first, last, evaluations + 1)).astype(int)[1:]
@@ -234,7 +238,7 @@ def run_population(
                 progress(
                     Progress(
                         int(stop),
-                        last,
+                        agents.num_iterations,
                         int(steps_taken[:members].sum()),
                         agents.total_steps * members,
                         members,

@@ -1,0 +1,335 @@
+"""Recorded steps for offline learning: read, checked, written.
+
+    recording = datasets.read("hopper-medium.hdf5", env, env_params)
+    data = recording.dataset(env, env_params)  # on the device, for an agent's `data`
+
+Files have D4RL's layout: `observations`, `actions`, `rewards`, `terminals`, and, which D4RL's own
+do not all have, `timeouts` and `next_observations`. Minari datasets are read by `minari:ID` (extra
+`minari`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# (random, expert) returns of D4RL's reference policies (Fu et al. 2020, arXiv:2004.07219), by the
+# first word of a file's name. They hold for D4RL's own data in its own simulator, nowhere else.
+D4RL_RETURNS = {
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+}
+TOLERANCE = 1e-4  # of actions outside their box, in its half-width: single precision's
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Steps (M, ...) one after the other, episode after episode.
+
+    Attributes:
+        action: in the environment's own units; integers where discrete.
+        terminated, truncated: the episode ended in a terminal state, or was cut there. The last
+            step of an episode has one of them or both.
+        next_obs: the observation the step led to, before any reset.
+        info: what the file says of itself: "env", "kind", "policy", "seeds", and "random_return"
+            and "expert_return", between which scores are normalised.
+    """
+
+    obs: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    next_obs: np.ndarray
+    info: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    @property
+    def episode(self) -> np.ndarray:
+        """The number of the episode that each step is from (M,)."""
+        ended = self.terminated | self.truncated
+        return np.concatenate([[0], np.cumsum(ended[:-1])]).astype(np.int64)
+
+    @property
+    def episode_returns(self) -> np.ndarray:
+        """Undiscounted returns, one for each episode."""
+        return np.bincount(self.episode, self.reward.astype(np.float64))
+
+    def score(self, returns: Any) -> np.ndarray | None:
+        """100 (R - random) / (expert - random), or None where the reference returns are unknown."""
+        low, high = self.info.get("random_return"), self.info.get("expert_return")
+        if low is None or high is None or high == low:
+            return None
+        return 100 * (np.asarray(returns) - low) / (high - low)
+
+    def dataset(self, env: Any, env_params: Any) -> Any:
+        """The steps on the device (`jaxrl.replay.Dataset`), actions scaled to [-1, 1]."""
+        import jax.numpy as jnp
+
+        from jaxrl import spaces
+        from jaxrl.replay import Dataset
+
+        space = env.action_space(env_params)
+        action = self.action
+        if spaces.is_discrete(space):
+            action = action.astype(np.int32)
+        else:
+            low, high = _box(space)
+            action = np.clip((action - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
+        of_step = self.episode_returns[self.episode].astype(np.float32)
+        return Dataset(
+            obs=jnp.asarray(self.obs),
+            action=jnp.asarray(action),
+            reward=jnp.asarray(self.reward),
+            terminated=jnp.asarray(self.terminated),
+            truncated=jnp.asarray(self.truncated),
+            next_obs=jnp.asarray(self.next_obs),
+            episode_return=jnp.asarray(of_step),
+            best_first=jnp.asarray(np.argsort(-of_step, kind="stable").astype(np.int32)),
+        )
+
+
+def read(source: str | Path, env: Any, env_params: Any) -> Recording:
+    """A D4RL-style HDF5 file, or `minari:ID`, checked against the environment's spaces.
+
+    Steps whose successor is not recorded are left out: without `next_observations`, an episode's
+    observations follow each other, and the last step of one that was cut has no successor. Without
+    `timeouts`, an episode is cut when it has lasted as long as the environment lets it.
+
+    Raises:
+        ValueError, one line: no such file, not readable, a key missing or of the wrong type or
+            length, numbers that are not finite, actions outside of their box, nothing in it.
+    """
+    if str(source).startswith("minari:"):
+        recording = _read_minari(str(source)[len("minari:") :])
+    else:
+        limit = getattr(env_params, "max_steps_in_episode", None)
+        recording = _read_hdf5(Path(source), None if limit is None else int(limit))
+    _check(str(source), recording, env, env_params)
+    return recording
+
+
+def write(path: Path, recording: Recording) -> None:
+    """Write a file in D4RL's layout, which `read` gives back as it was; replaced at once, or not.
+
+    Raises: ValueError, one line, where it cannot be written.
+    """
+    import h5py
+
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(unfinished, "w") as file:
+            for key, field in KEYS.items():
+                value = getattr(recording, field)
+                file.create_dataset(key, data=value, compression="gzip", compression_opts=1)
+            file.attrs.update(recording.info)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def blank(env: Any, env_params: Any) -> Recording:
+    """One step of zeros: what an agent needs to know the shapes of, where it will not learn."""
+    from jaxrl import spaces
+
+    shape = env.observation_space(env_params).shape
+    space = env.action_space(env_params)
+    discrete = spaces.is_discrete(space)
+    action = np.zeros(1, np.int32) if discrete else np.zeros((1, *space.shape), np.float32)
+    obs, flag = np.zeros((1, *shape), np.float32), np.ones(1, bool)
+    return Recording(obs, action, np.zeros(1, np.float32), flag, flag, obs)
+
+
+KEYS = {
+    "observations": "obs",
+    "actions": "action",
+    "rewards": "reward",
+    "terminals": "terminated",
+    "timeouts": "truncated",
+    "next_observations": "next_obs",
+}
+
+
+def _read_hdf5(path: Path, limit: int | None) -> Recording:
+    import h5py
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with h5py.File(path) as file:
+            found = {k: np.asarray(file[k]) for k in KEYS if k in file}
+            info = {k: _plain(v) for k, v in file.attrs.items()}
+    except (OSError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from None
+    for key in ("observations", "actions", "rewards", "terminals"):
+        if key not in found:
+            raise ValueError(f"{path}: has no {key!r}; D4RL's layout has {', '.join(KEYS)}")
+    for key, value in found.items():
+        if value.dtype.kind not in "fiub":
+            raise ValueError(f"{path}: {key!r} holds {value.dtype}, not numbers")
+        if value.ndim == 0 or len(value) != len(found["rewards"]):
+            length = "no rows" if value.ndim == 0 else f"{len(value)} rows"
+            raise ValueError(f"{path}: {key!r} has {length}, 'rewards' has {len(found['rewards'])}")
+    if not len(found["rewards"]):
+        raise ValueError(f"{path}: holds no steps")
+    if "random_return" not in info and path.stem.split("-")[0] in D4RL_RETURNS:
+        known = D4RL_RETURNS[path.stem.split("-")[0]]
+        info |= dict(zip(("random_return", "expert_return"), known, strict=True))
+    obs = _number(found["observations"])
+    terminated = found["terminals"].reshape(-1).astype(bool)
+    if "timeouts" in found:
+        truncated = found["timeouts"].reshape(-1).astype(bool)
+    else:
+        truncated = _timeouts(terminated, limit)
+    recording = Recording(
+        obs,
+        _number(found["actions"]),
+        found["rewards"].reshape(-1).astype(np.float32),
+        terminated,
+        truncated,
+        _number(found["next_observations"]) if "next_observations" in found else obs,
+        info,
+    )
+    return recording if "next_observations" in found else _follow(recording)
+
+
+def _read_minari(name: str) -> Recording:
+    try:
+        import minari
+    except ImportError:
+        raise ValueError(f"minari:{name} needs the extra: pip install 'jaxrl[minari]'") from None
+    try:
+        episodes = list(minari.load_dataset(name).iterate_episodes())
+    except (FileNotFoundError, ValueError, OSError, KeyError) as error:
+        raise ValueError(f"minari:{name} cannot be loaded: {error}") from None
+    if not sum(len(episode.rewards) for episode in episodes):
+        raise ValueError(f"minari:{name}: holds no steps")
+    for episode in episodes:
+        if not isinstance(episode.observations, np.ndarray):
+            raise ValueError(f"minari:{name}: observations of several parts are not supported")
+
+    def join(parts: list[Any]) -> np.ndarray:
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    truncated = [np.array(episode.truncations, bool) for episode in episodes]
+    for episode, cut in zip(episodes, truncated, strict=True):
+        if len(cut) and not (cut[-1] or episode.terminations[-1]):
+            cut[-1] = True  # the recording stopped: the next row is another episode's
+    return Recording(
+        _number(join([episode.observations[:-1] for episode in episodes])),
+        _number(join([episode.actions for episode in episodes])),
+        join([episode.rewards for episode in episodes]).astype(np.float32),
+        join([episode.terminations for episode in episodes]).astype(bool),
+        join(truncated),
+        _number(join([episode.observations[1:] for episode in episodes])),
+        {"env": name},
+    )
+
+
+def _timeouts(terminated: np.ndarray, limit: int | None) -> np.ndarray:
+    """Where episodes are cut that nobody marked: at the limit, counted from the last end."""
+    truncated = np.zeros(len(terminated), bool)
+    length = 0
+    for i, end in enumerate(terminated):
+        length += 1
+        truncated[i] = limit is not None and length == limit
+        length = 0 if end or truncated[i] else length
+    return truncated
+
+
+def _follow(recording: Recording) -> Recording:
+    """Each observation's successor taken from the next row; without the steps that have none."""
+    next_obs = np.concatenate([recording.obs[1:], recording.obs[-1:]])
+    kept = recording.terminated | ~recording.truncated
+    kept[-1] = recording.terminated[-1]
+    # An episode whose cut step is left out is cut one step earlier.
+    truncated = np.concatenate([~kept[1:], [False]]) & ~recording.terminated
+    return Recording(
+        recording.obs[kept],
+        recording.action[kept],
+        recording.reward[kept],
+        recording.terminated[kept],
+        truncated[kept],
+        next_obs[kept],
+        recording.info,
+    )
+
+
+def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None:
+    """Raise ValueError unless the steps can be of this environment."""
+    from jaxrl import spaces
+
+    if not len(recording):
+        raise ValueError(f"{source}: holds no step whose successor is known")
+    keys = {field: key for key, field in KEYS.items()}
+    shape = env.observation_space(env_params).shape
+    for field in ("obs", "next_obs"):
+        found = getattr(recording, field).shape[1:]
+        if found != shape:
+            raise ValueError(
+                f"{source}: {keys[field]!r} are of shape {found}, those of {env.name} of {shape}"
+            )
+    for field in ("obs", "action", "reward", "next_obs"):
+        values = getattr(recording, field)
+        bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        if bad.any():
+            raise ValueError(f"{source}: {keys[field]!r} at index {bad.argmax()} is not finite")
+    space, action = env.action_space(env_params), recording.action
+    if spaces.is_discrete(space):
+        whole = action.ndim == 1 and bool((action == np.round(action)).all())
+        if not whole:
+            raise ValueError(f"{source}: 'actions' are not whole numbers, as {env.name} wants them")
+        bad = (action < 0) | (action >= space.n)
+        accepted = f"0 to {space.n - 1}"
+    else:
+        if action.shape[1:] != space.shape:
+            raise ValueError(
+                f"{source}: 'actions' are of shape {action.shape[1:]}, "
+                f"those of {env.name} of {space.shape}"
+            )
+        low, high = _box(space)
+        slack = TOLERANCE * (high - low) / 2
+        outside = (action < low - slack) | (action > high + slack)
+        bad = outside.reshape(len(action), -1).any(axis=1)
+        accepted = f"the box of {env.name}"
+    if bad.any():
+        i = int(bad.argmax())
+        raise ValueError(
+            f"{source}: 'actions' at index {i} are {action[i].tolist()}, outside of {accepted}"
+        )
+
+
+def _box(space: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of a box (*shape); a dimension without finite ones is taken as [-1, 1]."""
+    low = np.broadcast_to(np.asarray(space.low, np.float32), space.shape)
+    high = np.broadcast_to(np.asarray(space.high, np.float32), space.shape)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    return np.where(bounded, low, -1), np.where(bounded, high, 1)
+
+
+def _number(values: np.ndarray) -> np.ndarray:
+    """Floats in single precision; integers and flags as they are."""
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    return values.astype(np.int32) if values.dtype.itemsize > 4 else values
+
+
+def _plain(value: Any) -> Any:
+    """An HDF5 attribute as Python's own type."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    elif isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        value = value.decode()
+    return None if isinstance(value, float) and math.isnan(value) else value
