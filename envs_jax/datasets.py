@@ -10,6 +10,7 @@ do not all have, `timeouts` and `next_observations`. Minari datasets are read by
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -78,16 +79,12 @@ class Recording:
         from jaxrl.replay import Dataset
 
         space = env.action_space(env_params)
-        action = self.action
-        if spaces.is_discrete(space):
-            action = action.astype(np.int32)
-        else:
-            low, high = _box(space)
-            action = np.clip((action - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
+        discrete = spaces.is_discrete(space)
+        action = self.action.astype(np.int32 if discrete else np.float32)
         of_step = self.episode_returns[self.episode].astype(np.float32)
         return Dataset(
             obs=jnp.asarray(self.obs),
-            action=jnp.asarray(action),
+            action=jnp.asarray(action) if discrete else spaces.from_box(space, jnp.asarray(action)),
             reward=jnp.asarray(self.reward),
             terminated=jnp.asarray(self.terminated),
             truncated=jnp.asarray(self.truncated),
@@ -134,7 +131,8 @@ def write(path: Path, recording: Recording) -> None:
             file.attrs.update(recording.info)
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
 
 
@@ -177,10 +175,13 @@ def _read_hdf5(path: Path, limit: int | None) -> Recording:
     for key, value in found.items():
         if value.dtype.kind not in "fiub":
             raise ValueError(f"{path}: {key!r} holds {value.dtype}, not numbers")
-        if value.ndim == 0 or len(value) != len(found["rewards"]):
-            length = "no rows" if value.ndim == 0 else f"{len(value)} rows"
-            raise ValueError(f"{path}: {key!r} has {length}, 'rewards' has {len(found['rewards'])}")
-    if not len(found["rewards"]):
+        if value.ndim == 0:
+            raise ValueError(f"{path}: {key!r} has no rows")
+    steps = len(found["rewards"])
+    for key, value in found.items():
+        if len(value) != steps:
+            raise ValueError(f"{path}: {key!r} has {len(value)} rows, 'rewards' has {steps}")
+    if not steps:
         raise ValueError(f"{path}: holds no steps")
     if "random_return" not in info and path.stem.split("-")[0] in D4RL_RETURNS:
         known = D4RL_RETURNS[path.stem.split("-")[0]]

@@ -31,13 +31,26 @@ def to_box(space: Any, action: jax.Array) -> jax.Array:
 
     A dimension without finite bounds is passed on as it is.
     """
-    low = jnp.broadcast_to(jnp.asarray(space.low, jnp.float32), space.shape).reshape(-1)
-    high = jnp.broadcast_to(jnp.asarray(space.high, jnp.float32), space.shape).reshape(-1)
-    bounded = jnp.isfinite(low) & jnp.isfinite(high)
-    low, high = jnp.where(bounded, low, -1.0), jnp.where(bounded, high, 1.0)
+    low, high, bounded = _bounds(space)
     scaled = low + (jnp.clip(action, -1.0, 1.0) + 1) / 2 * (high - low)
     boxed = jnp.where(bounded, scaled, action)
     return boxed.reshape(*action.shape[:-1], *space.shape)
+
+
+def from_box(space: Any, action: jax.Array) -> jax.Array:
+    """The inverse of `to_box`: actions (..., *shape) of a box as an agent's (..., D), clipped."""
+    low, high, bounded = _bounds(space)
+    action = action.reshape(*action.shape[: action.ndim - len(space.shape)], -1)
+    scaled = jnp.clip((action - low) / (high - low) * 2 - 1, -1.0, 1.0)
+    return jnp.where(bounded, scaled, action)
+
+
+def _bounds(space: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Bounds of a box (D,), [-1, 1] where it has none, and where it has."""
+    low = jnp.broadcast_to(jnp.asarray(space.low, jnp.float32), space.shape).reshape(-1)
+    high = jnp.broadcast_to(jnp.asarray(space.high, jnp.float32), space.shape).reshape(-1)
+    bounded = jnp.isfinite(low) & jnp.isfinite(high)
+    return jnp.where(bounded, low, -1.0), jnp.where(bounded, high, 1.0), bounded
 
 
 def require_image(shape: tuple[int, ...], agent: str) -> None:
