@@ -11,11 +11,14 @@ from probes import ActionChoice
 
 import agents
 from agents.ppo import PPO
+from envs_jax import datasets
 from jaxrl import Agent, static, traced
 from jaxrl.agent import Tag, derive
+from jaxrl.offline import Offline
 from jaxrl.sweep import override
 
-CONTINUOUS = ("sac", "mixturesac", "softgac")  # agents that take no discrete actions
+# Agents that take no discrete actions.
+CONTINUOUS = ("sac", "mixturesac", "softgac", "cql", "td3bc", "iql", "awac")
 ENV = ActionChoice()
 PARAMS = ENV.default_params
 
@@ -49,7 +52,9 @@ def test_every_default_is_valid_and_documented(name):
         if hyperparameter.kind == "traced":
             assert hyperparameter.type is float
     env = ActionChoice(continuous=name in CONTINUOUS)
-    cls(env, env.default_params)
+    data = datasets.blank(env, env.default_params).dataset(env, env.default_params)
+    options = {"data": data} if issubclass(cls, Offline) else {}
+    cls(env, env.default_params, **options)
 
 
 @pytest.mark.parametrize(
