@@ -3,7 +3,9 @@
 SAC whose critics are pushed down where the policy might go and up where the data is. Where released
 codes differ, this one takes the paper: the squared error counts half (in codes where it counts
 whole, `cql_alpha` is twice ours); targets hold no entropy; the sampled log-sum-exp is
-importance-weighted; its gap is taken for each critic on its own.
+importance-weighted; its gap is taken for each critic on its own. As in those codes the log-sum-exp
+sums over samples and does not average: it is log(3 num_actions), 3.40, above that of the integral,
+which `target_gap` and the metric `gap` include, and no gradient sees.
 """
 
 from __future__ import annotations
