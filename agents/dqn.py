@@ -35,7 +35,11 @@ class DQN(OffPolicy):
     learning_rate_end: float = traced(1.0, "[0, inf)", "its fraction left at the end (linear)")
     gamma: float = traced(0.99, "[0, 1]", "discount")
     double: bool = static(False, None, "Double DQN: the online network chooses the next action")
-    huber: bool = static(True, None, "Huber loss with threshold 1 instead of half the square")
+    huber: bool = static(
+        False,
+        None,
+        "Huber loss of threshold 1, for rewards clipped to that; with larger Q diverges",
+    )
     tau: float = traced(1.0, "(0, 1]", "how far the target network moves when it does")
     target_period: int = static(250, "[1, inf)", "gradient steps between its moves")
     epsilon_start: float = traced(1.0, "[0, 1]", "share of random actions at the start")
