@@ -77,7 +77,7 @@ class TwoPeaks(Environment):
 
 
 def learn(
-    steps: int = 40_000, seeds: int = 8, temperatures: tuple[float, ...] = TEMPERATURES
+    steps: int = 16_000, seeds: int = 4, temperatures: tuple[float, ...] = TEMPERATURES
 ) -> dict[str, Population]:
     """A population for each agent: a member for each temperature and seed, seeds fastest."""
     env = TwoPeaks()
@@ -92,7 +92,7 @@ def learn(
             batch_size=128,
             buffer_size=20_000,
             hidden_sizes=(64, 64),
-            num_updates=8,
+            num_updates=4,
             **settings,
         )
         populations[agent.name] = jaxrl.sweep(

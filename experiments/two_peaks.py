@@ -19,8 +19,8 @@ FOLDER = Path(__file__).parent / "results"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40_000)
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=16_000)
+    parser.add_argument("--seeds", type=int, default=4)
     args = parser.parse_args()
 
     import jaxrl

@@ -189,7 +189,7 @@ def test_variants_of_the_term():
 
 @pytest.mark.slow
 def test_the_lagrange_factor_holds_the_gap_at_its_target():
-    """Uniform data: the gap is log 30 + log 2 = 4.09 for a constant Q, and 4.58 for the true one."""
+    """Uniform data: the gap is log 30 + log 2 = 4.09 for a constant Q, 4.58 for the true one."""
     env = ActionChoice(continuous=True)
     options = {"lagrange": True, "cql_alpha": 1.0, "temperature": 0.3, "learning_rate": 1e-3}
     agent = cql(env, bandit(env), steps=20_000, temperature_learning_rate=0.0, **options)
