@@ -1,0 +1,175 @@
+"""What offline agents reach from D4RL-style sets of one environment, as a table and a figure.
+
+`python -m experiments.offline_table ENV --data DIR [--seeds N] [--steps N]` reads the sets that
+`jaxrl collect AGENT ENV --out DIR` made, trains every agent on each of them, and writes
+experiments/results/offline/ENV.json, .md and .png. Scores are normalised between the random and
+the expert policy of that collection: they are not D4RL scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FOLDER = Path(__file__).parent / "results" / "offline"
+KINDS = ("random", "medium", "medium-replay", "medium-expert")
+CONTINUOUS: dict[str, tuple[str, dict[str, Any]]] = {
+    "BC": ("bc", {}),
+    "10% BC": ("bc", {"best": 0.1}),
+    "TD3+BC": ("td3bc", {}),
+    "IQL": ("iql", {}),
+    "AWAC": ("awac", {}),
+    "CQL": ("cql", {}),
+    "naive SAC": ("sac", {"num_updates": 100}),
+}
+DISCRETE: dict[str, tuple[str, dict[str, Any]]] = {
+    "BC": ("bc", {}),
+    "10% BC": ("bc", {"best": 0.1}),
+    "CQL": ("discretecql", {}),
+    "naive DQN": ("dqn", {"num_updates": 100}),
+}
+EVALUATIONS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("env", metavar="ENV")
+    parser.add_argument("--data", type=Path, required=True, help="folder of `jaxrl collect`")
+    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps of each agent")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--hidden-sizes", default="64x64", help="of every network")
+    args = parser.parse_args()
+
+    import jaxrl
+
+    jaxrl.use_all_cores()
+    jaxrl.use_compilation_cache()
+    import agents
+    import envs_jax
+    from envs_jax import datasets
+    from experiments.collect import path_of
+    from experiments.report import Meter, number
+    from jaxrl import spaces
+    from jaxrl.stats import mean_ci
+
+    env, env_params = envs_jax.make(args.env)
+    rows = DISCRETE if spaces.is_discrete(env.action_space(env_params)) else CONTINUOUS
+    recordings = {
+        kind: datasets.read(path_of(args.data, args.env, kind), env, env_params) for kind in KINDS
+    }
+    reference = {k: recordings["random"].info[k] for k in ("random_return", "expert_return")}
+    results: dict[str, Any] = {
+        "env": args.env,
+        "steps": args.steps,
+        "seeds": args.seeds,
+        "hidden_sizes": args.hidden_sizes,
+        **reference,
+        "data": {
+            kind: {
+                "steps": len(recording),
+                "episodes": len(recording.episode_returns),
+                "score": float(np.mean(recording.score(recording.episode_returns))),
+            }
+            for kind, recording in recordings.items()
+        },
+        "scores": {name: {} for name in rows},
+    }
+    sizes = tuple(map(int, args.hidden_sizes.split("x")))
+    with Meter(len(rows) * len(KINDS) * args.seeds * args.steps) as meter:
+        for kind, recording in recordings.items():
+            data = recording.dataset(env, env_params)
+            for name, (agent_name, changes) in rows.items():
+                cls: Any = agents.get(agent_name)
+                agent = cls(
+                    env=env,
+                    env_params=env_params,
+                    data=data,
+                    total_steps=args.steps,
+                    hidden_sizes=sizes,
+                    **changes,
+                )
+                population = jaxrl.sweep(
+                    agent, seeds=args.seeds, evaluations=EVALUATIONS, progress=meter
+                )
+                last = population.evaluate().returns.mean(axis=1)
+                best = population.evaluations["returns"].mean(axis=2).max(axis=1)
+                cell: dict[str, Any] = {}
+                for label, returns in (("last", last), ("best", best)):
+                    scores = np.asarray(recording.score(returns))
+                    mean, low, high = mean_ci(scores)
+                    cell[label] = {
+                        "mean": float(mean),
+                        "ci95": [float(low), float(high)],
+                        "scores": scores.tolist(),
+                    }
+                cell["q_mean"] = _final(population.metrics.get("q_mean"))
+                cell["updates_per_second_and_member"] = args.steps / population.run_seconds
+                results["scores"][name][kind] = cell
+                meter.say(f"{kind:14s} {name:10s} {number(cell['last']['mean'])}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    stem = args.env.replace("/", "-")
+    (FOLDER / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (FOLDER / f"{stem}.md").write_text(table(results))
+    draw(results, FOLDER / f"{stem}.png")
+
+
+def _final(values: Any) -> float | None:
+    """The mean over members at the end, where there is such a metric."""
+    return None if values is None else float(np.asarray(values)[:, -1].mean())
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown: last and best scores with their 95 % intervals."""
+    lines = [
+        f"# {results['env']}",
+        "",
+        f"{results['seeds']} seeds, {results['steps']:,} gradient steps, networks "
+        f"{results['hidden_sizes']}. Scores: 0 is the random policy's return "
+        f"({results['random_return']:.1f}), 100 the expert's ({results['expert_return']:.1f}) of "
+        "this collection; these are not D4RL scores. Last policy with its 95 % interval over "
+        f"seeds, in brackets behind it the best of {EVALUATIONS} evaluations during training.",
+        "",
+        "| agent | " + " | ".join(KINDS) + " |",
+        "|---|" + "---|" * len(KINDS),
+    ]
+    data = [f"{results['data'][kind]['score']:.1f}" for kind in KINDS]
+    lines.append("| the data itself | " + " | ".join(data) + " |")
+    for name, cells in results["scores"].items():
+        texts = []
+        for kind in KINDS:
+            last, best = cells[kind]["last"], cells[kind]["best"]
+            low, high = last["ci95"]
+            texts.append(f"{last['mean']:.1f} [{low:.1f}, {high:.1f}] ({best['mean']:.1f})")
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """A panel for each set, a bar for each agent: last score and its 95 % interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.4), dpi=130, layout="constrained")
+    names = list(results["scores"])
+    places = np.arange(len(names))
+    panels = figure.subplots(1, len(KINDS), sharey=True)
+    for axes, kind in zip(panels, KINDS, strict=True):
+        cells = [results["scores"][name][kind]["last"] for name in names]
+        means = np.asarray([cell["mean"] for cell in cells])
+        low, high = np.asarray([cell["ci95"] for cell in cells]).T
+        axes.bar(places, means, yerr=[means - low, high - means], color="C0", alpha=0.7, capsize=3)
+        axes.axhline(results["data"][kind]["score"], color="black", linestyle=":", linewidth=1)
+        axes.set_title(kind, fontsize="medium")
+        axes.set_xticks(places, names, rotation=60, ha="right", fontsize="small")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("score (dotted: the data)")
+    panels[0].set_ylim(min(-10, panels[0].get_ylim()[0]), 130)
+    figure.suptitle(f"{results['env']}, {results['seeds']} seeds")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
