@@ -72,7 +72,7 @@ def main() -> None:
             kind: {
                 "steps": len(recording),
                 "episodes": len(recording.episode_returns),
-                "score": float(np.mean(recording.score(recording.episode_returns))),
+                "score": float(np.asarray(recording.score(recording.episode_returns)).mean()),
             }
             for kind, recording in recordings.items()
         },
