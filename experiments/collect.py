@@ -112,6 +112,7 @@ def record(agent: Any, state: Any, key: jax.Array, size: int) -> Recording:
         if name != "extras"
     }
     last = np.arange(pieces * ROLLOUT - 1, num_envs * pieces * ROLLOUT, pieces * ROLLOUT)
+    flat["truncated"] = flat["truncated"].copy()
     flat["truncated"][last] = True  # the recording stops, the episode would not have
     flat["truncated"][size - 1] = True
     names = ("obs", "action", "reward", "terminated", "truncated", "final_obs")

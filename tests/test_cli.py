@@ -14,7 +14,8 @@ import pytest
 import agents
 import envs_jax
 import jaxrl
-from experiments import launch, parse, recipes, runs
+from envs_jax import datasets
+from experiments import collect, launch, parse, recipes, runs
 from experiments.cli import main
 from experiments.report import Meter
 from jaxrl.sweep import Lin, Log
@@ -65,6 +66,13 @@ BAD_INPUT = [
     ("sweep ppo CartPole-v1 gamma=lin:1:0:3", "from low to high"),
     ("sweep ppo CartPole-v1 learning_rate=log:0:1:3", "ends above 0"),
     ("sweep ppo CartPole-v1 num_minibatches=4,7", "num_minibatches=7 does not divide"),
+    ("train ppo CartPole-v1 --data a.hdf5", "ppo does not learn from recorded data"),
+    ("train bc CartPole-v1 --data none.hdf5", "none.hdf5: no such file"),
+    ("train bc CartPole-v1", "bc: learns from recorded data only: give it --data FILE"),
+    ("train cql Pendulum-v1 --evaluations 0", "0 is too small"),
+    ("collect bc CartPole-v1", "bc: learns from recorded data only"),
+    ("collect ppo CartPole-v1 gamma=2", "gamma=2.0 is outside"),
+    ("collect ppo CartPole-v1 --size 0", "0 is too small"),
     ("eval .", "is not a run"),
     ("plot missing", "missing is not a run"),
     ("list qqq", "unknown agent 'qqq'"),
@@ -332,6 +340,52 @@ def test_interrupt_keeps_what_was_done(tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["interrupted"]
     assert 0 < summary["env_steps"] < 4e6
+
+
+@pytest.mark.slow
+def test_collected_data_is_learnt_from(tmp_path, monkeypatch, capsys):
+    """collect, then train on what it made, evaluate and draw that; each set is what it says."""
+    monkeypatch.chdir(tmp_path)
+    words = ["collect", "ppo", "CartPole-v1", "--steps", "60000", "--size", "5000", "--out", "data"]
+    assert main(words) == 0
+    assert main(words) == 2  # nothing is overwritten
+    assert "is there already" in capsys.readouterr().err
+    env, env_params = envs_jax.make("CartPole-v1")
+    found = {}
+    for kind in collect.KINDS:
+        recording = datasets.read(f"data/CartPole-v1-{kind}.hdf5", env, env_params)
+        assert recording.info["kind"] == kind
+        assert recording.info["seeds"] == [0]
+        found[kind] = recording
+        whole = ~(recording.terminated | recording.truncated)
+        np.testing.assert_array_equal(
+            recording.next_obs[:-1][whole[:-1]], recording.obs[1:][whole[:-1]]
+        )
+    assert [len(r) for r in found.values()] == [
+        5000,
+        5000,
+        len(found["medium-replay"]),
+        10_000,
+        5000,
+    ]
+    score = {k: float(np.mean(r.score(r.episode_returns))) for k, r in found.items()}
+    assert abs(score["random"]) < 5
+    assert score["random"] < score["medium"] < score["expert"]
+    assert 15 < score["medium"] < 60
+
+    data = "data/CartPole-v1-expert.hdf5"
+    words = ["train", "bc", "CartPole-v1", "--data", data, "--steps", "2000", "--seeds", "2"]
+    assert main([*words, "--evaluations", "2", "--episodes", "5", "--out", "run"]) == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    setting = summary["settings"][0]
+    assert setting["best_mean"] >= setting["mean"] > 100
+    assert setting["score_mean"] > 20
+    assert Path("run/curve.png").exists()
+    out = capsys.readouterr().out
+    assert "best score" in out
+    assert "gradient steps per second" in out
+    Path(data).unlink()  # a trained agent needs it no more
+    assert main(["eval", "run", "--episodes", "3"]) == 0
 
 
 def recipe_files():
