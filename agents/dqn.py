@@ -15,7 +15,7 @@ from jax import lax
 from jaxrl import spaces
 from jaxrl.agent import static, traced
 from jaxrl.distributions import epsilon_greedy
-from jaxrl.networks import Network
+from jaxrl.networks import Network, q_network
 from jaxrl.offline import OfflineState, polyak
 from jaxrl.offpolicy import OffPolicy
 from jaxrl.optimize import linear_schedule
@@ -57,16 +57,13 @@ class DQN(OffPolicy):
         self.make_network()
 
     def make_network(self) -> Network:
-        shape = self.env.observation_space(self.env_params).shape
-        if self.network == "cnn":
-            spaces.require_image(shape, self.name)
-        return Network(
-            outputs=spaces.action_size(self.action_space),
-            obs_ndim=len(shape),
-            hidden_sizes=self.hidden_sizes,
-            activation="relu",
-            conv_features=16 if self.network == "cnn" else 0,
-            layer_norm=self.layer_norm,
+        return q_network(
+            self.network,
+            self.env,
+            self.env_params,
+            self.name,
+            self.hidden_sizes,
+            self.layer_norm,
         )
 
     def optimizer(self, progress: jax.Array | float = 0.0) -> optax.GradientTransformation:

@@ -11,7 +11,7 @@ import optax
 from jaxrl import spaces
 from jaxrl.agent import Agent, Tag, derive, static, traced
 from jaxrl.distributions import epsilon_greedy
-from jaxrl.networks import Network
+from jaxrl.networks import Network, q_network
 from jaxrl.optimize import linear_schedule, minibatch_epochs
 from jaxrl.returns import bootstrap_values, lambda_returns
 from jaxrl.rollout import Actors, Transition, reset, rollout
@@ -60,17 +60,14 @@ class QLambda(Agent):
         return self.env.action_space(self.env_params)
 
     def make_network(self) -> Network:
-        shape = self.env.observation_space(self.env_params).shape
-        if self.network == "cnn":
-            spaces.require_image(shape, self.name)
-        return Network(
-            outputs=spaces.action_size(self.action_space),
-            obs_ndim=len(shape),
-            hidden_sizes=self.hidden_sizes,
-            activation="relu",
-            conv_features=16 if self.network == "cnn" else 0,
-            layer_norm=self.layer_norm,
-            residual_blocks=self.residual_blocks,
+        return q_network(
+            self.network,
+            self.env,
+            self.env_params,
+            self.name,
+            self.hidden_sizes,
+            self.layer_norm,
+            self.residual_blocks,
         )
 
     def optimizer(self, progress: jax.Array | float = 0.0) -> optax.GradientTransformation:
