@@ -28,7 +28,7 @@ LABELS = {"sac": "Gaussian", "mixturesac": "mixture of 5", "softgac": "bridge of
 SETTINGS: dict[type[SAC] | type[MixtureSAC] | type[SoftGAC], dict[str, Any]] = {
     SAC: {},
     MixtureSAC: {},
-    SoftGAC: {"critic": "twin", "bridge_width": 64, "policy_delay": 1},
+    SoftGAC: {"critic": "twin", "bridge_width": 64, "policy_delay": 1, "input_norm": False},
 }
 SAMPLES = 20_000
 BINS = 50
@@ -50,20 +50,20 @@ class Params:
 
 
 class TwoPeaks(Environment):
-    """Episodes of one step; the action's reward is `reward_of` it, and nothing is to be seen."""
+    """Episodes of one step; the action's reward is `reward_of` it, and the observation is always 1."""
 
     @property
     def default_params(self) -> Params:
         return Params(jnp.int32(1))
 
     def reset_env(self, key: jax.Array, params: Params) -> tuple[jax.Array, State]:
-        return jnp.zeros(1), State(jnp.int32(0))
+        return jnp.ones(1), State(jnp.int32(0))
 
     def step_env(
         self, key: jax.Array, state: State, action: jax.Array, params: Params
     ) -> tuple[jax.Array, State, jax.Array, jax.Array, dict[str, Any]]:
         done = jnp.bool_(True)
-        return jnp.zeros(1), State(state.time + 1), reward_of(action[0]), done, {}
+        return jnp.ones(1), State(state.time + 1), reward_of(action[0]), done, {}
 
     @property
     def num_actions(self) -> int:
@@ -103,7 +103,7 @@ def learn(
 
 def actions_of(population: Population, samples: int = SAMPLES) -> np.ndarray:
     """Sampled actions (members, samples) of every final policy."""
-    obs = jnp.zeros((samples, 1))
+    obs = jnp.ones((samples, 1))
 
     def sample(i: int) -> np.ndarray:
         agent, state = population.select(i)[:2]
