@@ -50,7 +50,7 @@ class Params:
 
 
 class TwoPeaks(Environment):
-    """Episodes of one step; the action's reward is `reward_of` it, and the observation is always 1."""
+    """Episodes of one step; the action's reward is `reward_of` it, the observation always 1."""
 
     @property
     def default_params(self) -> Params:
