@@ -12,26 +12,16 @@ from jax import lax
 from jaxrl import spaces
 from jaxrl.agent import traced
 from jaxrl.distributions import Normal
-from jaxrl.networks import Network
-from jaxrl.offline import OfflineState, TwinCritics, polyak
+from jaxrl.offline import OfflineActorCritic, OfflineState, polyak
 from jaxrl.replay import Batch
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
-class WeightedCloning(TwinCritics):
+class WeightedCloning(OfflineActorCritic):
     """A normal policy fitted to recorded actions, each weighted by exp(advantage / temperature)."""
 
     max_weight: float = traced(100.0, "(0, inf]", "that weights are clipped to")
-
-    def make_actor(self) -> Network:
-        return Network(
-            outputs=spaces.action_size(self.action_space),
-            obs_ndim=len(self.env.observation_space(self.env_params).shape),
-            hidden_sizes=self.hidden_sizes,
-            activation="relu",
-            output_scale=0.01,
-        )
 
     def init_actor(self, key: jax.Array, obs: jax.Array) -> Any:
         """Mean's network, and a standard deviation that is the same everywhere."""

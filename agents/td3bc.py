@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxrl import spaces
 from jaxrl.agent import static, traced
-from jaxrl.networks import Network
-from jaxrl.offline import OfflineState, TwinCritics, polyak
+from jaxrl.offline import OfflineActorCritic, OfflineState, polyak
 from jaxrl.replay import Batch
 
 
@@ -25,7 +23,7 @@ class TD3BCLearner(NamedTuple):
     critic_opt: Any
 
 
-class TD3BC(TwinCritics):
+class TD3BC(OfflineActorCritic):
     """TD3 whose actor also stays near the recorded actions.
 
     Actor: max lambda Q(s, mu(s)) - |mu(s) - a|^2 with lambda = alpha / mean |Q|.
@@ -36,15 +34,6 @@ class TD3BC(TwinCritics):
     noise_clip: float = traced(0.5, "[0, inf)", "bound of that noise")
     policy_delay: int = static(2, "[1, inf)", "gradient steps of the critics to one of the actor")
     normalize_observations: bool = static(True, None, "by mean and std, clipped to +-10")
-
-    def make_actor(self) -> Network:
-        return Network(
-            outputs=spaces.action_size(self.action_space),
-            obs_ndim=len(self.env.observation_space(self.env_params).shape),
-            hidden_sizes=self.hidden_sizes,
-            activation="relu",
-            output_scale=0.01,
-        )
 
     def act(self, actor: Any, obs: jax.Array) -> jax.Array:
         return jnp.tanh(self.make_actor().apply(actor, obs))

@@ -117,8 +117,8 @@ class Offline(Agent):
         return replay.draw(key, self.data, self.batch_size)
 
 
-class TwinCritics(Offline):
-    """Two critics Q(s, a) of continuous actions: what IQL, AWAC and TD3+BC have in common."""
+class OfflineActorCritic(Offline):
+    """Actor and two critics Q(s, a) of continuous actions: what IQL, AWAC and TD3+BC share."""
 
     learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size, of all networks")
     gamma: float = traced(0.99, "[0, 1]", "discount")
@@ -131,6 +131,16 @@ class TwinCritics(Offline):
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)
+
+    def make_actor(self) -> Network:
+        """From an observation to an action, before the tanh that keeps it within [-1, 1]."""
+        return Network(
+            outputs=spaces.action_size(self.action_space),
+            obs_ndim=len(self.env.observation_space(self.env_params).shape),
+            hidden_sizes=self.hidden_sizes,
+            activation="relu",
+            output_scale=0.01,
+        )
 
     def make_value(self) -> Network:
         return Network(outputs=1, obs_ndim=1, hidden_sizes=self.hidden_sizes, activation="relu")
