@@ -169,7 +169,7 @@ def test_gradients_do_not_flow_into_the_proposed_actions():
     """The regulariser moves critics only: the actor's step is the one of SAC."""
     agent = cql(cql_alpha=10.0)
     learner, batch = agent.init_learner(KEY, jnp.ones(1)), batch_of(agent)
-    after, _ = agent.update_critics(learner, batch, KEY)
+    after, _ = jax.jit(agent.update_critics)(learner, batch, KEY)
     assert_same(after.actor, learner.actor)
 
 
@@ -371,6 +371,7 @@ def test_a_population_holds_its_data_once():
     assert memory.temp_size_in_bytes < 0.5 * size
 
 
+@pytest.mark.slow
 def test_a_sweep_of_records_equals_single_runs():
     env = ActionChoice(continuous=True)
     agent = make(TD3BC, env, bandit(env), steps=200, num_updates=20)

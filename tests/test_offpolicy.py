@@ -151,15 +151,8 @@ def test_target_network_moves_when_it_should():
 # Continuous actions -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "cls",
-    [
-        SAC,
-        pytest.param(MixtureSAC, marks=pytest.mark.slow),
-        pytest.param(SoftGAC, marks=pytest.mark.slow),
-    ],
-    ids=lambda cls: cls.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [SAC, MixtureSAC, SoftGAC], ids=lambda cls: cls.name)
 def test_reaches_the_known_answers(cls):
     """With little weight on the entropy the values are nearly those of the rewards alone.
 
@@ -270,6 +263,7 @@ def test_a_population_keeps_its_branches():
     assert primitives(program.jaxpr).count("cond") == 3
 
 
+@pytest.mark.slow
 def test_replay_of_64_members_takes_what_was_announced():
     """The compiled program holds the replay once: it is written where it lies."""
     env, env_params = envs_jax.make("Pendulum-v1")
@@ -329,7 +323,9 @@ def test_chunked_fused_and_population_agree(cls):
     assert_close(rates.select(0).metrics, run.metrics, 1e-2)
 
 
-@pytest.mark.parametrize("cls", [DQN, SAC], ids=lambda cls: cls.name)
+@pytest.mark.parametrize(
+    "cls", [DQN, pytest.param(SAC, marks=pytest.mark.slow)], ids=lambda cls: cls.name
+)
 def test_going_on_equals_one_long_run(cls):
     agent = engine_agent(cls)
     first = interrupted(agent, 3, seed=1)
