@@ -105,12 +105,17 @@ def actions_of(population: Population, samples: int = SAMPLES) -> np.ndarray:
     """Sampled actions (members, samples) of every final policy."""
     obs = jnp.ones((samples, 1))
 
-    def sample(i: int) -> np.ndarray:
-        agent, state = population.select(i)[:2]
-        act = jax.jit(agent.policy(state, deterministic=False))
-        return np.asarray(act(obs, jax.random.key(i)))[:, 0]
+    @jax.jit  # agent and state are pytrees: one program for all members
+    def sample(agent: Any, state: Any, key: jax.Array) -> jax.Array:
+        return agent.policy(state, deterministic=False)(obs, key)[:, 0]
 
-    return np.stack([sample(i) for i in range(len(population))])
+    members = [population.select(i)[:2] for i in range(len(population))]
+    return np.stack(
+        [
+            np.asarray(sample(agent, state, jax.random.key(i)))
+            for i, (agent, state) in enumerate(members)
+        ]
+    )
 
 
 def boltzmann(temperature: float, actions: np.ndarray) -> np.ndarray:
