@@ -48,6 +48,13 @@ coldest; the bridge keeps both at 0.3 and one below.
 SAC beside Brax's own, with the same environments, budget and hyper-parameters, is in
 [brax-sac](brax-sac) (`python -m experiments.brax_sac`).
 
+What offline agents make of recorded steps of different quality is in [offline](offline):
+[CartPole-v1](offline/CartPole-v1.md) (`jaxrl collect dqn CartPole-v1 --out data/CartPole-v1`, then
+`python -m experiments.offline_table CartPole-v1 --data data/CartPole-v1`). DQN without conservatism
+runs away on the narrow sets (mean Q 46,000 and 65,000 where no return exceeds 100, discounted); CQL
+stays near 50 and above the data everywhere; cloning the best tenth is as good or better than CQL
+here.
+
 ![ABS beside fixed rollout lengths](abs-lengths/Breakout-MinAtar.png)
 
 [ABS on Breakout-MinAtar](abs-lengths/Breakout-MinAtar.json) (`python -m experiments.abs_lengths`, 2
