@@ -112,7 +112,13 @@ def run_brax(
     """Mean final return of every seed, by Brax, as many at a time as there are cores."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), context) as processes:
-        return list(processes.map(functools.partial(train_brax, env, settings), seeds))
+        returns = []
+        for seed, value in zip(
+            seeds, processes.map(functools.partial(train_brax, env, settings), seeds), strict=True
+        ):
+            print(f"{env} brax, seed {seed}: {value:.2f}", flush=True)
+            returns.append(value)
+        return returns
 
 
 def train_brax(env: str, settings: dict[str, Any], seed: int) -> float:
