@@ -388,11 +388,15 @@ def test_collected_data_is_learnt_from(tmp_path, monkeypatch, capsys):
     assert main(["eval", "run", "--episodes", "3"]) == 0
 
 
+def recipe_id(path):
+    return str(path.relative_to(recipes.FOLDER).with_suffix(""))
+
+
 def recipe_files():
     return [Path(path) for path in sorted(recipes.FOLDER.rglob("*.toml"))]
 
 
-@pytest.mark.parametrize("path", recipe_files(), ids=lambda p: p.parent.name + "-" + p.stem)
+@pytest.mark.parametrize("path", recipe_files(), ids=recipe_id)
 def test_recipe_builds(path):
     """It lies where it is looked for, says what it compares with, and is a valid agent."""
     recipe = recipes.load(path)
@@ -405,7 +409,7 @@ def test_recipe_builds(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", recipe_files(), ids=lambda p: p.parent.name + "-" + p.stem)
+@pytest.mark.parametrize("path", recipe_files(), ids=recipe_id)
 def test_recipe_learns_for_one_iteration(path):
     """The first one that learns: agents with a replay wait until it holds something."""
     recipe = recipes.load(path)
