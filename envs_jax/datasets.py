@@ -81,7 +81,7 @@ class Recording:
         space = env.action_space(env_params)
         discrete = spaces.is_discrete(space)
         action = self.action.astype(np.int32 if discrete else np.float32)
-        of_step = self.episode_returns[self.episode].astype(np.float32)
+        of_step = self.episode_returns[self.episode]
         return Dataset(
             obs=jnp.asarray(self.obs),
             action=jnp.asarray(action) if discrete else spaces.from_box(space, jnp.asarray(action)),
@@ -89,7 +89,6 @@ class Recording:
             terminated=jnp.asarray(self.terminated),
             truncated=jnp.asarray(self.truncated),
             next_obs=jnp.asarray(self.next_obs),
-            episode_return=jnp.asarray(of_step),
             best_first=jnp.asarray(np.argsort(-of_step, kind="stable").astype(np.int32)),
         )
 

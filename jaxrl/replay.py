@@ -50,8 +50,7 @@ class Dataset(NamedTuple):
 
     Attributes:
         action: within [-1, 1] where continuous.
-        episode_return: undiscounted, of the episode that the step is from.
-        best_first: the steps' places in order of that return, highest first (M,).
+        best_first: the steps' places (M,) in order of their episodes' returns, highest first.
     """
 
     obs: jax.Array
@@ -60,7 +59,6 @@ class Dataset(NamedTuple):
     terminated: jax.Array
     truncated: jax.Array
     next_obs: jax.Array
-    episode_return: jax.Array
     best_first: jax.Array
 
 

@@ -59,7 +59,7 @@ def test_episodes_and_their_returns():
     np.testing.assert_allclose(recording.episode_returns, expected, rtol=1e-6)
     data = recording.dataset(*PENDULUM)
     np.testing.assert_allclose(data.action, recording.action / 2, atol=1e-6)
-    ranked = np.asarray(data.episode_return)[np.asarray(data.best_first)]
+    ranked = recording.episode_returns[recording.episode][np.asarray(data.best_first)]
     assert (np.diff(ranked) <= 0).all()
     assert sorted(np.asarray(data.best_first)) == list(range(STEPS))
 

@@ -364,7 +364,7 @@ def test_a_population_holds_its_data_once():
     states = states._replace(key=jax.random.split(KEY, 16))
     args = place(agents, mesh, _specs(agents)), place(states, mesh), np.int32(0), np.int32(1)
     memory = _chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
-    used = data._replace(truncated=(), episode_return=())
+    used = data._replace(truncated=())
     size, of_states = replay.nbytes(used), replay.nbytes(states._replace(key=()))
     assert size > 3 * of_states
     assert size <= memory.argument_size_in_bytes < 1.2 * size + of_states
