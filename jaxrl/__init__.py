@@ -8,8 +8,9 @@ the key sweeps seeds, and a sharding spreads both over devices.
 from jaxrl.agent import Agent, static, traced
 from jaxrl.devices import use_all_cores, use_compilation_cache
 from jaxrl.evaluate import Evaluation, evaluate
+from jaxrl.population import Progress
 from jaxrl.sweep import Lin, Log, Population, override, sweep
-from jaxrl.train import Progress, Run, fused, train
+from jaxrl.train import Run, fused, train
 
 __all__ = [
     "Agent",

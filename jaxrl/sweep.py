@@ -14,16 +14,10 @@ import numpy as np
 
 from jaxrl.agent import Agent
 from jaxrl.evaluate import Evaluation
+from jaxrl.members import stack_agents
+from jaxrl.population import Progress, Trained, evaluate_population, run_population
 from jaxrl.replay import nbytes
-from jaxrl.train import (
-    Progress,
-    Run,
-    Trained,
-    evaluate_population,
-    member,
-    run_population,
-    stack_agents,
-)
+from jaxrl.train import Run, member
 
 
 class Lin(NamedTuple):

@@ -13,8 +13,9 @@ from agents.abs import ABS, READINGS, divergence, target_length
 from agents.pqn import PQN, Batch
 from jaxrl.agent import Tag, derive
 from jaxrl.devices import member_mesh
+from jaxrl.members import stack
 from jaxrl.optimize import permutation
-from jaxrl.train import _chunk, stack
+from jaxrl.population import _chunk
 
 KEY = jax.random.key(0)
 FIXED = {

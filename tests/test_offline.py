@@ -19,9 +19,10 @@ from agents.sac import SAC
 from agents.td3bc import TD3BC
 from envs_jax.datasets import Recording
 from jaxrl import replay
-from jaxrl.devices import place
+from jaxrl.devices import member_mesh, place
 from jaxrl.distributions import TanhNormal
-from jaxrl.train import _chunk, _specs, member_mesh, stack_agents
+from jaxrl.members import specs, stack_agents
+from jaxrl.population import _chunk
 
 KEY = jax.random.key(0)
 GAMMA = 0.9
@@ -362,7 +363,7 @@ def test_a_population_holds_its_data_once():
     states = jax.eval_shape(jax.vmap(agent.init), jax.random.split(KEY, 16))
     states = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), states._replace(key=()))
     states = states._replace(key=jax.random.split(KEY, 16))
-    args = place(agents, mesh, _specs(agents)), place(states, mesh), np.int32(0), np.int32(1)
+    args = place(agents, mesh, specs(agents)), place(states, mesh), np.int32(0), np.int32(1)
     memory = _chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
     used = data._replace(truncated=())
     size, of_states = replay.nbytes(used), replay.nbytes(states._replace(key=()))

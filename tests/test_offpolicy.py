@@ -26,7 +26,8 @@ from agents.sac import SAC
 from agents.softgac import SoftGAC
 from jaxrl import replay
 from jaxrl.devices import place
-from jaxrl.train import _chunk, _layout, stack
+from jaxrl.members import layout, stack
+from jaxrl.population import _chunk
 
 GAMMA = 0.9
 KEY = jax.random.key(0)
@@ -276,7 +277,7 @@ def test_replay_of_64_members_takes_what_was_announced():
     states = population.batches[0][1].states
     announced = int(lines[0].split("replay memory ")[1].split(" bytes each")[0].replace(",", ""))
     assert announced == replay.nbytes(states.replay) / 64 == 20_000 * (3 * 4 * 2 + 4 + 4 + 1)
-    mesh, _ = _layout(64)
+    mesh, _ = layout(64)
     args = stack([agent] * 64), place(states, mesh), np.int32(0), np.int32(1)
     memory = _chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
     per_device = 64 // mesh.size

@@ -13,7 +13,8 @@ from probes import ActionChoice, ObsValue, TimeLimit
 import jaxrl
 from jaxrl import devices
 from jaxrl.agent import Tag, derive
-from jaxrl.train import CHUNKS, _chunk, run_population, stack
+from jaxrl.members import stack
+from jaxrl.population import CHUNKS, _chunk, run_population
 
 ENV = TimeLimit(limit=3)
 
