@@ -3,7 +3,8 @@
 `python -m experiments.offline_table ENV --data DIR [--seeds N] [--steps N]` reads the sets that
 `jaxrl collect AGENT ENV --out DIR` made, trains every agent on each of them, and writes
 experiments/results/offline/ENV.json, .md and .png. Scores are normalised between the random and
-the expert policy of that collection: they are not D4RL scores.
+the expert policy of that collection: they are not D4RL scores. Cells are written as they come; the
+same command goes on with those that are missing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ DISCRETE: dict[str, tuple[str, dict[str, Any]]] = {
     "CQL": ("discretecql", {}),
     "naive DQN": ("dqn", {"num_updates": 100}),
 }
-EVALUATIONS = 10
 
 
 def main() -> None:
@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000, help="gradient steps of each agent")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--hidden-sizes", default="64x64", help="of every network")
+    parser.add_argument("--evaluations", type=int, default=10, help="during training")
+    parser.add_argument("--episodes", type=int, default=64, help="of each evaluation")
     args = parser.parse_args()
 
     import jaxrl
@@ -61,13 +63,17 @@ def main() -> None:
     recordings = {
         kind: datasets.read(path_of(args.data, args.env, kind), env, env_params) for kind in KINDS
     }
-    reference = {k: recordings["random"].info[k] for k in ("random_return", "expert_return")}
-    results: dict[str, Any] = {
+    info = recordings["random"].info
+    settings: dict[str, Any] = {
         "env": args.env,
         "steps": args.steps,
         "seeds": args.seeds,
         "hidden_sizes": args.hidden_sizes,
-        **reference,
+        "evaluations": args.evaluations,
+        "episodes": args.episodes,
+        "collected_by": str(info["agent"]),
+        "random_return": float(info["random_return"]),
+        "expert_return": float(info["expert_return"]),
         "data": {
             kind: {
                 "steps": len(recording),
@@ -76,45 +82,58 @@ def main() -> None:
             }
             for kind, recording in recordings.items()
         },
-        "scores": {name: {} for name in rows},
     }
-    sizes = tuple(map(int, args.hidden_sizes.split("x")))
-    with Meter(len(rows) * len(KINDS) * args.seeds * args.steps) as meter:
-        for kind, recording in recordings.items():
-            data = recording.dataset(env, env_params)
-            for name, (agent_name, changes) in rows.items():
-                cls: Any = agents.get(agent_name)
-                agent = cls(
-                    env=env,
-                    env_params=env_params,
-                    data=data,
-                    total_steps=args.steps,
-                    hidden_sizes=sizes,
-                    **changes,
-                )
-                population = jaxrl.sweep(
-                    agent, seeds=args.seeds, evaluations=EVALUATIONS, progress=meter
-                )
-                last = population.evaluate().returns.mean(axis=1)
-                best = population.evaluations["returns"].mean(axis=2).max(axis=1)
-                cell: dict[str, Any] = {}
-                for label, returns in (("last", last), ("best", best)):
-                    scores = np.asarray(recording.score(returns))
-                    mean, low, high = mean_ci(scores)
-                    cell[label] = {
-                        "mean": float(mean),
-                        "ci95": [float(low), float(high)],
-                        "scores": scores.tolist(),
-                    }
-                cell["q_mean"] = _final(population.metrics.get("q_mean"))
-                cell["updates_per_second_and_member"] = args.steps / population.run_seconds
-                results["scores"][name][kind] = cell
-                meter.say(f"{kind:14s} {name:10s} {number(cell['last']['mean'])}")
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    stem = args.env.replace("/", "-")
-    (FOLDER / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (FOLDER / f"{stem}.md").write_text(table(results))
-    draw(results, FOLDER / f"{stem}.png")
+    path = FOLDER / f"{args.env.replace('/', '-')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scores = _scores_there(path, settings) or {name: {} for name in rows}
+    missing = [(kind, name) for kind in KINDS for name in rows if kind not in scores[name]]
+    data = {kind: recordings[kind].dataset(env, env_params) for kind, _ in missing}
+    with Meter(len(missing) * args.seeds * args.steps) as meter:
+        for kind, name in missing:
+            agent_name, changes = rows[name]
+            cls: Any = agents.get(agent_name)
+            agent = cls(
+                env=env,
+                env_params=env_params,
+                data=data[kind],
+                total_steps=args.steps,
+                hidden_sizes=tuple(map(int, args.hidden_sizes.split("x"))),
+                **changes,
+            )
+            population = jaxrl.sweep(
+                agent,
+                seeds=args.seeds,
+                evaluations=args.evaluations,
+                episodes=args.episodes,
+                progress=meter,
+            )
+            last = population.evaluate(args.episodes).returns.mean(axis=1)
+            best = population.evaluations["returns"].mean(axis=2).max(axis=1)
+            cell: dict[str, Any] = {}
+            for label, returns in (("last", last), ("best", best)):
+                normalised = np.asarray(recordings[kind].score(returns))
+                mean, low, high = mean_ci(normalised)
+                cell[label] = {
+                    "mean": float(mean),
+                    "ci95": [float(low), float(high)],
+                    "scores": normalised.tolist(),
+                }
+            cell["q_mean"] = _final(population.metrics.get("q_mean"))
+            scores[name][kind] = cell
+            path.write_text(json.dumps({**settings, "scores": scores}, indent=1) + "\n")
+            meter.say(f"{kind:14s} {name:10s} {number(cell['last']['mean'])}")
+    results = {**settings, "scores": scores}
+    path.with_suffix(".md").write_text(table(results))
+    draw(results, path.with_suffix(".png"))
+
+
+def _scores_there(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The cells that an earlier run of the same settings on the same data has written."""
+    if not path.exists():
+        return None
+    results = json.loads(path.read_text())
+    scores = results.pop("scores")
+    return scores if results == settings else None
 
 
 def _final(values: Any) -> float | None:
@@ -131,7 +150,8 @@ def table(results: dict[str, Any]) -> str:
         f"{results['hidden_sizes']}. Scores: 0 is the random policy's return "
         f"({results['random_return']:.1f}), 100 the expert's ({results['expert_return']:.1f}) of "
         "this collection; these are not D4RL scores. Last policy with its 95 % interval over "
-        f"seeds, in brackets behind it the best of {EVALUATIONS} evaluations during training.",
+        f"seeds, in brackets behind it the best of {results['evaluations']} evaluations during "
+        "training.",
         "",
         "| agent | " + " | ".join(KINDS) + " |",
         "|---|" + "---|" * len(KINDS),
