@@ -2,10 +2,14 @@
 
 Observations are (1,) floats. Those with `continuous=True` take one action in [-2, 2], of which an
 agent that clips its own to [-1, 1] and does not scale them misses the best one.
+`known_answers` has a row for each, `settings` makes a population of them.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
@@ -193,3 +197,46 @@ class Chain(Probe):
 
     def observation_space(self, params):
         return spaces.Box(0.0, 1.0, (self.size,))
+
+
+GAMMA = 0.9
+
+
+class KnownAnswer(NamedTuple):
+    probe: Probe
+    limit: int  # of an episode's steps
+    observations: list[float]
+    q: list[list[float]]  # of both discrete actions at each, under the best policy and GAMMA
+
+
+def known_answers(continuous: bool = False) -> list[KnownAnswer]:
+    """Where actions are continuous, `q` holds for the best but in ActionChoice and Match."""
+    c = continuous
+
+    def both(values):
+        return np.repeat(np.asarray(values)[:, None], 2, axis=1).tolist()
+
+    return [
+        KnownAnswer(ConstantReward(c), 100, [1.0], both([1.0])),
+        KnownAnswer(ObsValue(c), 100, [-1.0, 1.0], both([-1.0, 1.0])),
+        KnownAnswer(TwoSteps(c), 100, [0.0, 1.0], both([GAMMA, 1.0])),
+        KnownAnswer(ActionChoice(c), 100, [1.0], [[-1, 1]]),
+        KnownAnswer(Match(c), 100, [-1.0, 1.0], [[1, -1], [-1, 1]]),
+        # In rollouts of 8 steps limits of 3 and 5 do not divide them, and those of 1 to 5 cut
+        # several times. Taking a time limit for a death would give 1, 2.7, 4.1 and 8.8, not 10.
+        *[KnownAnswer(TimeLimit(c), limit, [1.0], both([10.0])) for limit in (1, 3, 5, 20)],
+        KnownAnswer(SignedLimit(c), 3, [-1.0, 1.0], both([-10.0, 10.0])),
+    ]
+
+
+CHOICE, MATCH = 3, 4  # rows whose answer depends on the action
+
+
+def any_of(rows: list[KnownAnswer]) -> AnyOf:
+    """All of their probes in one environment."""
+    return AnyOf(*[row.probe for row in rows])
+
+
+def settings(rows: list[KnownAnswer]) -> list[dict[str, Any]]:
+    """A member of a sweep for each."""
+    return [{"env.which": i, "env.max_steps_in_episode": r.limit} for i, r in enumerate(rows)]

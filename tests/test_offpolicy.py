@@ -7,15 +7,17 @@ import pytest
 from gymnax.environments import spaces
 from helpers import assert_close, assert_same, interrupted, primitives
 from probes import (
+    CHOICE,
+    GAMMA,
+    MATCH,
     ActionChoice,
-    AnyOf,
     Chain,
     ConstantReward,
     Match,
     ObsValue,
-    SignedLimit,
-    TimeLimit,
-    TwoSteps,
+    any_of,
+    known_answers,
+    settings,
 )
 
 import envs_jax
@@ -29,7 +31,6 @@ from jaxrl.devices import place
 from jaxrl.members import layout, stack
 from jaxrl.population import _chunk
 
-GAMMA = 0.9
 KEY = jax.random.key(0)
 SMALL = {
     "num_envs": 8,
@@ -53,39 +54,18 @@ def make(cls, env, iterations=1000, **changes):
     return cls(env, env.default_params, total_steps=8 * iterations, **options)
 
 
-def probes(continuous):
-    """Probe, time limit, observations, their values under the best policy."""
-    c = continuous
-    return [
-        (ConstantReward(c), 100, [1.0], [1.0]),
-        (ObsValue(c), 100, [-1.0, 1.0], [-1.0, 1.0]),
-        (TwoSteps(c), 100, [0.0, 1.0], [GAMMA, 1.0]),
-        *[(TimeLimit(c), limit, [1.0], [10.0]) for limit in (1, 3, 20)],
-        (SignedLimit(c), 3, [-1.0, 1.0], [-10.0, 10.0]),
-        (ActionChoice(c), 100, [1.0], None),
-        (Match(c), 100, [-1.0, 1.0], None),
-    ]
-
-
-def settings(continuous):
-    rows = probes(continuous)
-    return [{"env.which": i, "env.max_steps_in_episode": row[1]} for i, row in enumerate(rows)]
-
-
 # DQN --------------------------------------------------------------------------------------------
 
 
 def test_dqn_reaches_the_known_answers():
-    rows = probes(continuous=False)
-    agent = make(DQN, AnyOf(*[row[0] for row in rows]), iterations=2500, target_period=20)
-    population = jaxrl.sweep(agent, settings(continuous=False))
-    expected = [np.repeat(np.asarray(v)[:, None], 2, 1) for *_, v in rows[:-2]]
-    expected += [[[-1, 1]], [[1, -1], [-1, 1]]]
-    for i, (_, _, observations, _) in enumerate(rows):
+    rows = known_answers()
+    agent = make(DQN, any_of(rows), iterations=2500, target_period=20)
+    population = jaxrl.sweep(agent, settings(rows))
+    for i, row in enumerate(rows):
         run = population.select(i)
-        actual = run.agent.q_values(run.state.learner.params, jnp.array(observations)[:, None])
-        np.testing.assert_allclose(actual, expected[i], rtol=0.03, atol=0.1, err_msg=str(i))
-    run = population.select(len(rows) - 1)
+        actual = run.agent.q_values(run.state.learner.params, jnp.array(row.observations)[:, None])
+        np.testing.assert_allclose(actual, row.q, rtol=0.03, atol=0.1, err_msg=str(i))
+    run = population.select(MATCH)
     best = jaxrl.evaluate(run.agent, run.state, KEY, episodes=32)
     np.testing.assert_array_equal(best.returns, np.ones(32))
 
@@ -159,22 +139,23 @@ def test_reaches_the_known_answers(cls):
 
     With none, the policy would run into the edge of the box before Q is known, and stay there.
     """
-    rows = probes(continuous=True)
+    rows = known_answers(continuous=True)
     options = {"temperature": 0.05, "temperature_learning_rate": 0.0, "tau": 0.05}
-    agent = make(cls, AnyOf(*[row[0] for row in rows]), iterations=2500, **options)
-    population = jaxrl.sweep(agent, settings(continuous=True))
-    for i, (_, _, observations, expected) in enumerate(rows):
-        if expected is None:
+    agent = make(cls, any_of(rows), iterations=2500, **options)
+    population = jaxrl.sweep(agent, settings(rows))
+    for i, row in enumerate(rows):
+        if i in (CHOICE, MATCH):
             continue
         run = population.select(i)
-        obs = jnp.array(observations)[:, None]
+        obs = jnp.array(row.observations)[:, None]
         action = run.agent.act(run.state.learner.actor, obs, KEY, deterministic=True)
         actual = run.agent.q_values(run.state.learner.critics, obs, action).mean(0)
+        expected = np.max(row.q, axis=1)
         np.testing.assert_allclose(actual, expected, rtol=0.05, atol=0.1, err_msg=str(i))
     returns = population.evaluate(episodes=32).returns.mean(axis=1)
-    assert returns[-2] > -0.2  # of the best action 1.5 in [-2, 2]; a clipped one has -0.5
+    assert returns[CHOICE] > -0.2  # of the best action 1.5 in [-2, 2]; a clipped one has -0.5
     if cls is not SoftGAC:  # see the next test
-        assert returns[-1] > -0.2
+        assert returns[MATCH] > -0.2
 
 
 @pytest.mark.slow

@@ -7,21 +7,24 @@ import numpy as np
 import pytest
 from helpers import assert_close, assert_same, interrupted
 from probes import (
+    CHOICE,
+    GAMMA,
+    MATCH,
     ActionChoice,
     AnyOf,
     Chain,
     ConstantReward,
     Match,
     ObsValue,
-    SignedLimit,
-    TimeLimit,
     TwoSteps,
+    any_of,
+    known_answers,
+    settings,
 )
 
 import jaxrl
 from agents.ppo import PPO, Batch
 
-GAMMA = 0.9
 KEY = jax.random.key(0)
 INF = float("inf")
 
@@ -45,38 +48,23 @@ def values(run, observations):
     return run.agent.value(run.state.params, jnp.asarray(observations)[:, None])
 
 
-PROBES = [  # probe, time limit, observations and their values
-    (ConstantReward(), 100, [1.0], [1.0]),
-    (ObsValue(), 100, [-1.0, 1.0], [-1.0, 1.0]),
-    (TwoSteps(), 100, [0.0, 1.0], [GAMMA, 1.0]),
-    (ActionChoice(), 100, [1.0], [1.0]),
-    (Match(), 100, [-1.0, 1.0], [1.0, 1.0]),
-    # Rollouts of 8 steps: limits of 3 and 5 do not divide them, and those of 1 to 5 cut several
-    # times. Taking a time limit for a death would give 1, 2.7, 4.1 and 8.8 instead of 10.
-    *[(TimeLimit(), limit, [1.0], [10.0]) for limit in (1, 3, 5, 20)],
-    (SignedLimit(), 3, [-1.0, 1.0], [-10.0, 10.0]),
-]
+PROBES = known_answers()
 
 
 @pytest.fixture(scope="module")
 def population():
     """A member for each probe, all in one program."""
-    agent = ppo(AnyOf(*[row[0] for row in PROBES]), iterations=300, entropy_coef=0.001)
-    limits = [row[1] for row in PROBES]
-    return jaxrl.sweep(
-        agent,
-        [{"env.which": i, "env.max_steps_in_episode": limit} for i, limit in enumerate(limits)],
-    )
+    agent = ppo(any_of(PROBES), iterations=300, entropy_coef=0.001)
+    return jaxrl.sweep(agent, settings(PROBES))
 
 
 @pytest.mark.parametrize("i", range(len(PROBES)))
 def test_values_reach_the_known_answer(population, i):
-    _, _, observations, expected = PROBES[i]
-    actual = values(population.select(i), observations)
-    np.testing.assert_allclose(actual, expected, rtol=0.01, atol=0.05)
+    actual = values(population.select(i), PROBES[i].observations)
+    np.testing.assert_allclose(actual, np.max(PROBES[i].q, axis=1), rtol=0.01, atol=0.05)
 
 
-@pytest.mark.parametrize("i", [3, 4])
+@pytest.mark.parametrize("i", [CHOICE, MATCH])
 def test_policy_finds_the_best_action(population, i):
     run = population.select(i)
     best = jaxrl.evaluate(run.agent, run.state, KEY, episodes=32)

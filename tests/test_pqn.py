@@ -7,22 +7,20 @@ import numpy as np
 import pytest
 from helpers import assert_close
 from probes import (
-    ActionChoice,
-    AnyOf,
+    GAMMA,
+    MATCH,
     Chain,
     ConstantReward,
-    Match,
     ObsValue,
-    SignedLimit,
-    TimeLimit,
-    TwoSteps,
+    any_of,
+    known_answers,
+    settings,
 )
 
 import jaxrl
 from agents.pqn import PQN, Batch
 from jaxrl.distributions import epsilon_greedy
 
-GAMMA = 0.9
 KEY = jax.random.key(0)
 
 
@@ -44,51 +42,30 @@ def q_values(run, observations):
     return run.agent.q_values(run.state.params, jnp.asarray(observations)[:, None])
 
 
-def both(values):
-    """The same value for both actions."""
-    return np.repeat(np.asarray(values)[:, None], 2, axis=1)
-
-
-PROBES = [  # probe, time limit, observations and their Q; the limits as in PPO's test
-    (ConstantReward(), 100, [1.0], both([1.0])),
-    (ObsValue(), 100, [-1.0, 1.0], both([-1.0, 1.0])),
-    (TwoSteps(), 100, [0.0, 1.0], both([GAMMA, 1.0])),
-    (ActionChoice(), 100, [1.0], [[-1, 1]]),
-    (Match(), 100, [-1.0, 1.0], [[1, -1], [-1, 1]]),
-    *[(TimeLimit(), limit, [1.0], both([10.0])) for limit in (1, 3, 5, 20)],
-    (SignedLimit(), 3, [-1.0, 1.0], both([-10.0, 10.0])),
-]
+PROBES = known_answers()
 
 
 @pytest.fixture(scope="module")
 def population():
     """A member for each probe, and the first again with smaller rewards, all in one program."""
-    agent = pqn(AnyOf(*[row[0] for row in PROBES]), iterations=600)
-    limits = [row[1] for row in PROBES]
-    return jaxrl.sweep(
-        agent,
-        [
-            *[{"env.which": i, "env.max_steps_in_episode": n} for i, n in enumerate(limits)],
-            {"env.which": 0, "reward_scale": 0.1},
-        ],
-    )
+    agent = pqn(any_of(PROBES), iterations=600)
+    return jaxrl.sweep(agent, [*settings(PROBES), {"env.which": 0, "reward_scale": 0.1}])
 
 
 @pytest.mark.parametrize("i", range(len(PROBES)))
 def test_q_reaches_the_known_answer(population, i):
-    _, _, observations, expected = PROBES[i]
-    actual = q_values(population.select(i), observations)
-    np.testing.assert_allclose(actual, expected, rtol=0.01, atol=0.05)
+    actual = q_values(population.select(i), PROBES[i].observations)
+    np.testing.assert_allclose(actual, PROBES[i].q, rtol=0.01, atol=0.05)
 
 
 def test_reward_scale_scales_q(population):
     run = population.select(len(PROBES))
-    np.testing.assert_allclose(q_values(run, [1.0]), both([0.1]), atol=0.01)
+    np.testing.assert_allclose(q_values(run, [1.0]), [[0.1, 0.1]], atol=0.01)
     assert (run.metrics["episode_return"] == 1).all()  # what is reported is not scaled
 
 
 def test_greedy_policy_finds_the_best_action(population):
-    run = population.select(4)
+    run = population.select(MATCH)
     best = jaxrl.evaluate(run.agent, run.state, KEY, episodes=32)
     np.testing.assert_array_equal(best.returns, np.ones(32))
     noisy = run.agent.replace(epsilon_end=1.0)
