@@ -44,7 +44,9 @@ class AWAC(WeightedCloning):
 
         def value(critics, obs, key):
             """Q of an action of the policy, the lesser of both critics' (B,)."""
-            action = jnp.clip(self.distribution(learner.actor, obs).sample(key), -1, 1)
+            action = self.distribution(learner.actor, obs).sample(key)
+            if not self.discrete:
+                action = jnp.clip(action, -1, 1)
             return self.q_values(critics, obs, action).min(axis=0)
 
         next_value = value(learner.target_critics, batch.next_obs, next_key)

@@ -31,10 +31,6 @@ class BC(Offline):
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of the hidden layers")
     activation: str = static("relu", ("tanh", "relu", "swish"), "of the hidden layers")
 
-    @property
-    def discrete(self) -> bool:
-        return spaces.is_discrete(self.action_space)
-
     def make_network(self) -> Network:
         return Network(
             outputs=spaces.action_size(self.action_space),

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxrl import spaces
 from jaxrl.agent import traced
-from jaxrl.distributions import Normal
+from jaxrl.distributions import Categorical, Normal
 from jaxrl.offline import OfflineActorCritic, OfflineState, polyak
 from jaxrl.replay import Batch
 
@@ -19,19 +19,23 @@ LOG_STD_RANGE = (-5.0, 2.0)
 
 
 class WeightedCloning(OfflineActorCritic):
-    """A normal policy fitted to recorded actions, each weighted by exp(advantage / temperature)."""
+    """A normal or categorical policy fitted to recorded actions, weighted by exp(advantage)."""
 
     max_weight: float = traced(100.0, "(0, inf]", "that weights are clipped to")
 
     def init_actor(self, key: jax.Array, obs: jax.Array) -> Any:
-        """Mean's network, and a standard deviation that is the same everywhere."""
-        size = spaces.action_size(self.action_space)
-        return {"mean": self.make_actor().init(key, obs), "log_std": jnp.zeros(size)}
+        """A network, and for continuous actions a log-deviation that is the same everywhere."""
+        net = self.make_actor().init(key, obs)
+        if self.discrete:
+            return {"net": net}
+        return {"net": net, "log_std": jnp.zeros(spaces.action_size(self.action_space))}
 
-    def distribution(self, actor: Any, obs: jax.Array) -> Normal:
-        mean = jnp.tanh(self.make_actor().apply(actor["mean"], obs))
+    def distribution(self, actor: Any, obs: jax.Array) -> Normal | Categorical:
+        output = self.make_actor().apply(actor["net"], obs)
+        if self.discrete:
+            return Categorical(output)
         log_std = jnp.clip(actor["log_std"], *LOG_STD_RANGE)
-        return Normal(mean, jnp.broadcast_to(log_std, mean.shape))
+        return Normal(jnp.tanh(output), jnp.broadcast_to(log_std, output.shape))
 
     def clone(
         self, actor: Any, opt: Any, batch: Batch, log_weight: jax.Array
@@ -48,7 +52,7 @@ class WeightedCloning(OfflineActorCritic):
         return optax.apply_updates(actor, updates), opt, metrics
 
     def policy(self, state: OfflineState, deterministic: bool = True) -> Any:
-        """The mean of the policy, or a sample, within the box."""
+        """The mode of the policy, or a sample, within the box."""
 
         def act(obs: jax.Array, key: jax.Array) -> jax.Array:
             dist = self.distribution(state.learner.actor, self.normalize(state.obs_moments, obs))
@@ -76,7 +80,7 @@ class IQL(WeightedCloning):
     def init_learner(self, key: jax.Array, obs: jax.Array) -> IQLLearner:
         actor_key, critic_key, value_key = jax.random.split(key, 3)
         actor, critics = self.init_actor(actor_key, obs), self.init_critics(critic_key, obs)
-        value = self.make_value().init(value_key, obs.reshape(-1))
+        value = self.make_network(1).init(value_key, obs)
         return IQLLearner(
             actor=actor,
             critics=critics,
@@ -88,7 +92,7 @@ class IQL(WeightedCloning):
         )
 
     def state_values(self, value: Any, obs: jax.Array) -> jax.Array:
-        return self.make_value().apply(value, obs.reshape(len(obs), -1))[:, 0]
+        return self.make_network(1).apply(value, obs)[:, 0]
 
     def update(
         self, learner: IQLLearner, batch: Batch, key: jax.Array, n: jax.Array

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxrl import spaces
 from jaxrl.agent import static, traced
 from jaxrl.offline import OfflineActorCritic, OfflineState, polyak
 from jaxrl.replay import Batch
@@ -34,6 +35,10 @@ class TD3BC(OfflineActorCritic):
     noise_clip: float = traced(0.5, "[0, inf)", "bound of that noise")
     policy_delay: int = static(2, "[1, inf)", "gradient steps of the critics to one of the actor")
     normalize_observations: bool = static(True, None, "by mean and std, clipped to +-10")
+
+    def check(self) -> None:
+        super().check()
+        spaces.require(self.action_space, "continuous", self.name, self.env)
 
     def act(self, actor: Any, obs: jax.Array) -> jax.Array:
         return jnp.tanh(self.make_actor().apply(actor, obs))

@@ -30,6 +30,8 @@ CONTINUOUS: dict[str, tuple[str, dict[str, Any]]] = {
 DISCRETE: dict[str, tuple[str, dict[str, Any]]] = {
     "BC": ("bc", {}),
     "10% BC": ("bc", {"best": 0.1}),
+    "IQL": ("iql", {}),
+    "AWAC": ("awac", {}),
     "CQL": ("discretecql", {}),
     "naive DQN": ("dqn", {"num_updates": 100}),
 }

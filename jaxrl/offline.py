@@ -64,10 +64,13 @@ class Offline(Agent):
     def action_space(self) -> Any:
         return self.env.action_space(self.env_params)
 
+    @property
+    def discrete(self) -> bool:
+        return spaces.is_discrete(self.action_space)
+
     def env_action(self, action: jax.Array) -> jax.Array:
         """An action in the environment's own units."""
-        discrete = spaces.is_discrete(self.action_space)
-        return action if discrete else spaces.to_box(self.action_space, action)
+        return action if self.discrete else spaces.to_box(self.action_space, action)
 
     def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
         return moments.normalize(obs) if self.normalize_observations else obs
@@ -117,42 +120,61 @@ class Offline(Agent):
         return replay.draw(key, self.data, self.batch_size)
 
 
-class OfflineActorCritic(Offline):
-    """Actor and two critics Q(s, a) of continuous actions: what IQL, AWAC and TD3+BC share."""
+class OfflineCritic(Offline):
+    """Fits Q(s, a) to targets: what FQE, IQL, AWAC and TD3+BC share."""
 
     learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size, of all networks")
     gamma: float = traced(0.99, "[0, 1]", "discount")
     tau: float = traced(0.005, "(0, 1]", "how far target networks move when they do")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of every network")
 
-    def check(self) -> None:
-        super().check()
-        spaces.require(self.action_space, "continuous", self.name, self.env)
-
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)
 
-    def make_actor(self) -> Network:
-        """From an observation to an action, before the tanh that keeps it within [-1, 1]."""
+    def make_network(self, outputs: int, of_action: bool = False, scale: float = 1.0) -> Network:
+        """Of an observation, or of one and an action in a row."""
+        obs_ndim = len(self.env.observation_space(self.env_params).shape)
         return Network(
-            outputs=spaces.action_size(self.action_space),
-            obs_ndim=len(self.env.observation_space(self.env_params).shape),
+            outputs=outputs,
+            obs_ndim=1 if of_action else obs_ndim,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
-            output_scale=0.01,
+            output_scale=scale,
         )
 
-    def make_value(self) -> Network:
-        return Network(outputs=1, obs_ndim=1, hidden_sizes=self.hidden_sizes, activation="relu")
+    def make_critic(self) -> Network:
+        """Q of every action where they are discrete, else of the one that goes in with s."""
+        if self.discrete:
+            return self.make_network(spaces.action_size(self.action_space))
+        return self.make_network(1, of_action=True)
+
+    def init_critic(self, key: jax.Array, obs: jax.Array) -> Any:
+        size = spaces.action_size(self.action_space)
+        inputs = obs if self.discrete else jnp.zeros((obs.size + size,))
+        return self.make_critic().init(key, inputs)
+
+    def q_value(self, critic: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Q (B,) of actions as they are recorded: integers (B,), or (B, D) within [-1, 1]."""
+        if self.discrete:
+            q = self.make_critic().apply(critic, obs)
+            return jnp.take_along_axis(q, action[:, None], axis=-1)[:, 0]
+        inputs = jnp.concatenate([obs.reshape(len(obs), -1), action], axis=-1)
+        return self.make_critic().apply(critic, inputs)[:, 0]
+
+
+class OfflineActorCritic(OfflineCritic):
+    """An actor and two critics: what IQL, AWAC and TD3+BC share."""
+
+    def make_actor(self) -> Network:
+        """From an observation to logits, or to an action before the tanh that bounds it."""
+        return self.make_network(spaces.action_size(self.action_space), scale=0.01)
 
     def init_critics(self, key: jax.Array, obs: jax.Array) -> Any:
-        inputs = jnp.zeros((obs.size + spaces.action_size(self.action_space),))
-        return tuple(self.make_value().init(k, inputs) for k in jax.random.split(key))
+        return tuple(self.init_critic(k, obs) for k in jax.random.split(key))
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B)."""
-        inputs = jnp.concatenate([obs.reshape(len(action), -1), action], axis=-1)
-        return jnp.stack([self.make_value().apply(critic, inputs)[:, 0] for critic in critics])
+        return jnp.stack([self.q_value(critic, obs, action) for critic in critics])
 
     def fit_critics(
         self, critics: Any, opt: Any, batch: Batch, target: jax.Array

@@ -161,7 +161,7 @@ def sweep(
         for number, rows in enumerate(groups, 1):
             fixed = {k: v for k, v in members[rows[0]][1].items() if _is_static(agent, k)}
             setting = "".join(f", {k}={v}" for k, v in fixed.items())
-            memory = _replay_line(members[rows[0]][0], len(rows))
+            memory = _memory_line(members[rows[0]][0], len(rows))
             announce(f"program {number} of {len(groups)}: {len(rows)} members{setting}{memory}")
 
     done: list[tuple[list[int], Trained]] = []
@@ -236,8 +236,11 @@ def _is_static(agent: Agent, name: str) -> bool:
     return any(h.name == name and h.kind == "static" for h in agent.hyperparameters())
 
 
-def _replay_line(agent: Agent, members: int) -> str:
-    """What the replay memory of a program's members will take, where its agents have one."""
+def _memory_line(agent: Agent, members: int) -> str:
+    """What recorded steps will take: shared data, or the replay memory of every member."""
+    data = getattr(agent, "data", None)
+    if data is not None:
+        return f"; recorded data {nbytes(data):,} bytes, held once"
     state = jax.eval_shape(agent.init, jax.random.key(0))
     if not hasattr(state, "replay"):
         return ""

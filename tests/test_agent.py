@@ -18,7 +18,7 @@ from jaxrl.offline import Offline
 from jaxrl.sweep import override
 
 # Agents that take no discrete actions.
-CONTINUOUS = ("sac", "mixturesac", "softgac", "cql", "td3bc", "iql", "awac")
+CONTINUOUS = ("sac", "mixturesac", "softgac", "cql", "td3bc")
 ENV = ActionChoice()
 PARAMS = ENV.default_params
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,12 +13,11 @@ import pytest
 import agents
 import envs_jax
 import jaxrl
-from envs_jax import datasets
-from experiments import collect, launch, parse, recipes, runs
+from experiments import launch, parse, runs
 from experiments.cli import main
 from experiments.report import Meter
+from jaxrl.population import Progress
 from jaxrl.sweep import Lin, Log
-from jaxrl.train import Progress
 
 JAXRL = [sys.executable, "-m", "experiments.cli"]
 TINY = ["num_envs=4", "num_steps=16", "num_minibatches=2", "--steps", "256", "--episodes", "3"]
@@ -340,84 +338,3 @@ def test_interrupt_keeps_what_was_done(tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["interrupted"]
     assert 0 < summary["env_steps"] < 4e6
-
-
-@pytest.mark.slow
-def test_collected_data_is_learnt_from(tmp_path, monkeypatch, capsys):
-    """collect, then train on what it made, evaluate and draw that; each set is what it says."""
-    monkeypatch.chdir(tmp_path)
-    words = ["collect", "ppo", "CartPole-v1", "--steps", "60000", "--size", "5000", "--out", "data"]
-    assert main(words) == 0
-    assert main(words) == 2  # nothing is overwritten
-    assert "is there already" in capsys.readouterr().err
-    env, env_params = envs_jax.make("CartPole-v1")
-    found = {}
-    for kind in collect.KINDS:
-        recording = datasets.read(f"data/CartPole-v1-{kind}.hdf5", env, env_params)
-        assert recording.info["kind"] == kind
-        assert recording.info["seeds"] == [0]
-        found[kind] = recording
-        whole = ~(recording.terminated | recording.truncated)
-        np.testing.assert_array_equal(
-            recording.next_obs[:-1][whole[:-1]], recording.obs[1:][whole[:-1]]
-        )
-    assert [len(r) for r in found.values()] == [
-        5000,
-        5000,
-        len(found["medium-replay"]),
-        10_000,
-        5000,
-    ]
-    score = {k: float(np.mean(r.score(r.episode_returns))) for k, r in found.items()}
-    assert abs(score["random"]) < 5
-    assert score["random"] < score["medium"] < score["expert"]
-    assert 15 < score["medium"] < 60
-
-    data = "data/CartPole-v1-expert.hdf5"
-    words = ["train", "bc", "CartPole-v1", "--data", data, "--steps", "2000", "--seeds", "2"]
-    assert main([*words, "--evaluations", "2", "--episodes", "5", "--out", "run"]) == 0
-    summary = json.loads(Path("run/summary.json").read_text())
-    setting = summary["settings"][0]
-    assert setting["best_mean"] >= setting["mean"] > 100
-    assert setting["score_mean"] > 20
-    assert Path("run/curve.png").exists()
-    out = capsys.readouterr().out
-    assert "best score" in out
-    assert "gradient steps per second" in out
-    Path(data).unlink()  # a trained agent needs it no more
-    assert main(["eval", "run", "--episodes", "3"]) == 0
-
-
-def recipe_id(path):
-    return str(path.relative_to(recipes.FOLDER).with_suffix(""))
-
-
-def recipe_files():
-    return [Path(path) for path in sorted(recipes.FOLDER.rglob("*.toml"))]
-
-
-@pytest.mark.parametrize("path", recipe_files(), ids=recipe_id)
-def test_recipe_builds(path):
-    """It lies where it is looked for, says what it compares with, and is a valid agent."""
-    recipe = recipes.load(path)
-    assert recipes.find(recipe.agent, recipe.env) == recipe
-    assert path == recipes.FOLDER / f"{recipe.name}.toml"
-    assert recipe.source
-    experiment = launch.assemble(recipe.agent, recipe.env, [], steps=None, seeds=[0], sweep=False)
-    assert experiment.agent.total_steps == recipe.steps
-    assert experiment.recipe == recipe
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", recipe_files(), ids=recipe_id)
-def test_recipe_learns_for_one_iteration(path):
-    """The first one that learns: agents with a replay wait until it holds something."""
-    recipe = recipes.load(path)
-    agent = launch.assemble(recipe.agent, recipe.env, [], steps=None, seeds=[0], sweep=False).agent
-    step, state = jax.jit(agent.step), agent.init(jax.random.key(0))
-    warm_up = getattr(agent, "learning_starts", 0) // agent.steps_per_iteration
-    for t in range(warm_up + 1):
-        state, metrics = step(state, jax.numpy.int32(t))
-    losses = {name: float(value) for name, value in metrics.items() if "loss" in name}
-    assert losses
-    assert np.isfinite(list(losses.values())).all()

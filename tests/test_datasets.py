@@ -1,5 +1,7 @@
 """Recorded steps: D4RL's layout and rules, Minari, and one line for everything that is wrong."""
 
+import json
+
 import h5py
 import jax
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import envs_jax
 from envs_jax import datasets
 from envs_jax.datasets import Recording
+from experiments.cli import main
 
 PENDULUM = envs_jax.make("Pendulum-v1")
 CARTPOLE = envs_jax.make("CartPole-v1")
@@ -156,7 +159,9 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of what the dataset does not say of itself
 def test_minari(tmp_path, monkeypatch):
-    """A dataset that Minari wrote, with an episode that terminates and one that is cut."""
+    """A dataset that Minari wrote, with an episode that terminates and one that is cut, is learnt
+    from by name.
+    """
     minari = pytest.importorskip("minari")
     gymnasium = pytest.importorskip("gymnasium")
     from minari.data_collector import EpisodeBuffer
@@ -189,6 +194,11 @@ def test_minari(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         recording.next_obs[inside], recording.obs[[i + 1 for i in inside]]
     )
+    words = "train iql Pendulum-v1 --data minari:jaxrl/test-v0 --steps 200 --evaluations 1"
+    monkeypatch.chdir(tmp_path)
+    assert main([*words.split(), "--episodes", "2", "--out", "run"]) == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert np.isfinite(summary["settings"][0]["mean"])
     with pytest.raises(ValueError, match="minari:jaxrl/none-v0 cannot be loaded") as error:
         read("minari:jaxrl/none-v0")
     assert "\n" not in str(error.value)
