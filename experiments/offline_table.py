@@ -87,7 +87,8 @@ def main() -> None:
     }
     path = FOLDER / f"{args.env.replace('/', '-')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    scores = _scores_there(path, settings) or {name: {} for name in rows}
+    there = _scores_there(path, settings)
+    scores = {name: there.get(name, {}) for name in rows}
     missing = [(kind, name) for kind in KINDS for name in rows if kind not in scores[name]]
     data = {kind: recordings[kind].dataset(env, env_params) for kind, _ in missing}
     with Meter(len(missing) * args.seeds * args.steps) as meter:
@@ -129,13 +130,13 @@ def main() -> None:
     draw(results, path.with_suffix(".png"))
 
 
-def _scores_there(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _scores_there(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The cells that an earlier run of the same settings on the same data has written."""
     if not path.exists():
-        return None
+        return {}
     results = json.loads(path.read_text())
-    scores = results.pop("scores")
-    return scores if results == settings else None
+    scores: dict[str, Any] = results.pop("scores")
+    return scores if results == settings else {}
 
 
 def _final(values: Any) -> float | None:
