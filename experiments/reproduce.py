@@ -47,7 +47,10 @@ coldest; the bridge keeps both at 0.3 and one below.
 
 SAC beside Brax's own, with the same environments, budget and hyper-parameters, is in
 [brax-sac](brax-sac) (`python -m experiments.brax_sac`). On inverted_pendulum, 200,000 steps are too
-few for either: 96.5 [75.3, 117.7] of 1,000 here, 103.9 [90.0, 117.9] with Brax's.
+few for either: 96.5 [75.3, 117.7] of 1,000 here, 103.9 [90.0, 117.9] with Brax's. On hopper,
+100,000 steps: 379.4 [333.0, 425.9] here, 426.4 [324.1, 528.7] with Brax's, where one seed of eight
+reached 721 and the others 352 to 428: no difference shown. The seconds in those files are not a
+comparison of speed: other work ran beside them.
 
 What offline agents make of recorded steps of different quality is in [offline](offline):
 [CartPole-v1](offline/CartPole-v1.md) (`jaxrl collect dqn CartPole-v1 --out data/CartPole-v1`, then
