@@ -7,6 +7,7 @@ at once. Bad input ends with one line on standard error and exit status 2, nothi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -62,10 +63,29 @@ def parser() -> Parser:
         return command
 
     def add_run_arguments(command: argparse.ArgumentParser, values: str) -> None:
-        command.add_argument("agent", metavar="AGENT", help="see `jaxrl list agents`")
-        command.add_argument("env", metavar="ENV", help="see `jaxrl list envs`")
+        command.add_argument("agent", metavar="AGENT", nargs="?", help="see `jaxrl list agents`")
+        command.add_argument("env", metavar="ENV", nargs="?", help="see `jaxrl list envs`")
         command.add_argument("settings", metavar="key=value", nargs="*", default=[], help=values)
         command.add_argument("--steps", type=positive, help="environment steps of each member")
+        command.add_argument(
+            "--resume",
+            metavar="DIR",
+            type=Path,
+            help="go on with the run in DIR, with the settings it has; --steps may be more",
+        )
+        command.add_argument(
+            "--checkpoint-every",
+            metavar="SECONDS",
+            type=natural,
+            default=60,
+            help="time from one checkpoint to the next (default: 60)",
+        )
+        command.add_argument(
+            "--keep",
+            type=positive,
+            default=2,
+            help="newest checkpoints to keep, besides the best (default: 2)",
+        )
         command.add_argument(
             "--data",
             metavar="FILE",
@@ -78,18 +98,18 @@ def parser() -> Parser:
         )
         command.add_argument("--out", type=Path, help="run folder (default: runs/AGENT-ENV-TIME)")
         command.add_argument(
-            "--episodes", type=positive, default=64, help="final evaluation episodes per member"
+            "--episodes", type=positive, help="final evaluation episodes per member (default: 64)"
         )
 
     train = add("train", train_command, "train one setting, with one seed or several")
     add_run_arguments(train, "a hyper-parameter, or env.NAME, as `jaxrl list AGENT` shows them")
     which = train.add_mutually_exclusive_group()
-    which.add_argument("--seed", type=natural, default=0, help="the seed (default: 0)")
+    which.add_argument("--seed", type=natural, help="the seed (default: 0)")
     which.add_argument("--seeds", type=natural, help="run this many seeds: 0, 1, ...")
 
     sweep = add("sweep", sweep_command, "train every setting of a grid, or of a random search")
     add_run_arguments(sweep, "key=v1,v2 or key=log:low:high:n or key=lin:low:high:n or key=value")
-    sweep.add_argument("--seeds", type=natural, default=1, help="seeds of each setting")
+    sweep.add_argument("--seeds", type=natural, help="seeds of each setting (default: 1)")
     sweep.add_argument("--random", type=natural, help="draw this many settings from the ranges")
 
     collect = add("collect", collect_command, "train an agent and record D4RL-style datasets")
@@ -144,16 +164,18 @@ def positive(text: str) -> int:
 
 
 def train_command(args: argparse.Namespace) -> int:
-    seeds = [args.seed] if args.seeds is None else range(args.seeds)
+    seeds = [args.seed or 0] if args.seeds is None else range(args.seeds)
     return run(args, seeds=seeds, sweep=False, random=None)
 
 
 def sweep_command(args: argparse.Namespace) -> int:
-    return run(args, seeds=range(args.seeds), sweep=True, random=args.random)
+    seeds = range(1 if args.seeds is None else args.seeds)
+    return run(args, seeds=seeds, sweep=True, random=args.random)
 
 
 def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: int | None) -> int:
     """Check everything, make the run folder, train, evaluate, save and report."""
+    check_resume(args)
     import time
 
     import jaxrl
@@ -162,23 +184,31 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
     jaxrl.use_compilation_cache()
     from experiments import curves, launch, report, runs
 
-    experiment = launch.assemble(
-        args.agent,
-        args.env,
-        args.settings,
-        steps=args.steps,
-        seeds=seeds,
-        sweep=sweep,
-        random=random,
-        data=args.data,
-    )
-    evaluations = args.evaluations
-    if evaluations is None:  # what learns from a file has no episodes of its own to show
-        evaluations = 20 if args.data else 0
-    name = f"{args.agent}-{args.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out = args.out or Path("runs") / name
-    with runs.new(out):
-        runs.write_config(out, experiment, args.line)
+    if args.resume:
+        out = args.resume
+        experiment, config = runs.resume(out, args.steps, args.line)
+        evaluations, episodes = config["evaluations"], config["episodes"]
+        folder: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    else:
+        experiment = launch.assemble(
+            args.agent,
+            args.env,
+            args.settings,
+            steps=args.steps,
+            seeds=seeds,
+            sweep=sweep,
+            random=random,
+            data=args.data,
+        )
+        # What learns from a file has no episodes of its own to show.
+        evaluations = args.evaluations or (20 if args.data else 0)
+        episodes = args.episodes or 64
+        name = f"{args.agent}-{args.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out = args.out or Path("runs") / name
+        folder = runs.new(out)
+    with folder:
+        if not args.resume:
+            runs.write_config(out, experiment, args.line, evaluations, episodes)
         with report.Meter(experiment.total_steps) as meter:
             if experiment.recipe:
                 meter.say(f"recipe {experiment.recipe.name}: {experiment.recipe.line()}")
@@ -189,15 +219,36 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
                 evaluations=evaluations,
                 announce=meter.say,
                 progress=meter,
+                checkpoints=jaxrl.Checkpoints(
+                    out / runs.CHECKPOINTS, args.checkpoint_every, args.keep
+                ),
             )
-        summary = runs.save(out, experiment, population, population.evaluate(args.episodes))
+        summary = runs.save(out, experiment, population, population.evaluate(episodes))
     curves.draw([runs.open_run(out)], out / "curve.png")
     report.results(summary)
-    print(f"{out}: summary.json, metrics.npz, states, {out / 'curve.png'}")
+    print(f"{out}: summary.json, metrics.npz, checkpoints, {out / 'curve.png'}")
     if population.interrupted:
-        fail(f"interrupted; {out} holds what was done")
+        command = "sweep" if sweep else "train"
+        fail(f"interrupted; go on with: jaxrl {command} --resume {shlex.quote(str(out))}")
         return INTERRUPTED
     return 0
+
+
+def check_resume(args: argparse.Namespace) -> None:
+    """Raise ValueError where AGENT and ENV are missing, or stand beside --resume."""
+    if args.resume is None:
+        if args.env is None:
+            raise ValueError("the following arguments are required: AGENT, ENV")
+        return
+    given = [word for word in (args.agent, args.env, *args.settings) if word is not None]
+    for name in ("data", "evaluations", "out", "episodes", "seed", "seeds", "random"):
+        if getattr(args, name, None) is not None:
+            given.append(f"--{name}")
+    if given:
+        raise ValueError(
+            f"{' '.join(given)}: --resume goes on with the settings that {args.resume} has; "
+            "only --steps, --checkpoint-every and --keep can be given"
+        )
 
 
 def collect_command(args: argparse.Namespace) -> int:

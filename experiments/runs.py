@@ -6,7 +6,8 @@
                    `final_returns` and `final_lengths` (members, episodes) of the final evaluation;
                    `evaluation_steps` (members, k) and `evaluation_returns` (members, k, episodes)
                    of those during training, where there were any
-    states/        the members' final states (orbax), one item for each group of equal structure
+    checkpoints/   the whole state of all members (`jaxrl.checkpoint`), a folder for each group of
+                   equal structure: what the run goes on from, and its agents in the end
     summary.json   final returns per member and per setting, environment steps, seconds
     curve.png      learning curves
 
@@ -21,6 +22,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,11 +35,13 @@ import agents
 import envs_jax
 from envs_jax import datasets
 from experiments.launch import Experiment, build
+from jaxrl import checkpoint
 from jaxrl.agent import Agent
 from jaxrl.evaluate import Evaluation
 from jaxrl.stats import mean_ci
 from jaxrl.sweep import Population
 
+CHECKPOINTS = "checkpoints"
 PACKAGES = [
     "jaxrl",
     "jax",
@@ -56,7 +60,7 @@ PACKAGES = [
 
 @contextlib.contextmanager
 def new(folder: Path) -> Iterator[None]:
-    """The folder of a new run, taken away again if nothing comes of it.
+    """The folder of a new run, taken away again if it fails before anything is saved.
 
     Raises: ValueError where it already holds a run or anything else, or cannot be written.
     """
@@ -73,15 +77,18 @@ def new(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not (folder / "metrics.npz").exists():
+        if not any((folder / CHECKPOINTS).glob("*/[0-9]*")):
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             (folder / "config.json").unlink()
             if not there:
                 folder.rmdir()
         raise
 
 
-def write_config(folder: Path, experiment: Experiment, command: str) -> None:
-    """config.json: everything needed to repeat the run."""
+def write_config(
+    folder: Path, experiment: Experiment, command: str, evaluations: int, episodes: int
+) -> None:
+    """config.json: everything needed to repeat the run, or to go on with it."""
     agent = experiment.agent
     config = {
         "command": command,
@@ -94,12 +101,69 @@ def write_config(folder: Path, experiment: Experiment, command: str) -> None:
         "settings": experiment.settings,
         "seeds": experiment.seeds,
         "data": experiment.data,
+        "evaluations": evaluations,
+        "episodes": episodes,
         "recipe": experiment.recipe.name if experiment.recipe else None,
         "versions": {"python": platform.python_version()} | _versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "git_commit": _git_commit(),
     }
     _write_json(folder / "config.json", config)
+
+
+def resume(folder: Path, steps: int | None, command: str) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment of a folder whose run is to go on, and its configuration.
+
+    `steps` is a new, larger number of steps in all; it is written into the configuration.
+
+    Raises: ValueError where the folder is no run, or nothing is left to do.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        raise ValueError(f"{folder} is not a run: it has no config.json") from None
+    values = config["hyperparameters"]
+    done = False
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        done = not json.loads((folder / "summary.json").read_text())["interrupted"]
+    if steps is None and done:
+        raise ValueError(f"{folder} is finished: give --steps N, more than it has, to go on")
+    if steps is not None:
+        if any("total_steps" in setting for setting in config["settings"]):
+            raise ValueError(f"--steps {steps}: {folder} sweeps total_steps")
+        if steps <= values["total_steps"]:
+            raise ValueError(f"--steps {steps}: {folder} has {values['total_steps']} already")
+        values["total_steps"] = steps
+    config.setdefault("resumed", []).append(command)
+    cls: Any = agents.get(config["agent"])
+    env, env_params = envs_jax.make(config["env"], **config["env_options"])
+    recording = None
+    if config["data"] is not None:
+        recording = datasets.read(config["data"], env, env_params)
+        values = values | {"data": recording.dataset(env, env_params)}
+    experiment = Experiment(
+        config["agent"],
+        config["env"],
+        config["env_options"],
+        _agent(cls, env, env_params, config, values),
+        [_settings_from_json(cls, setting) for setting in config["settings"]],
+        config["seeds"],
+        None,
+        config["data"],
+        recording,
+    )
+    _write_json(folder / "config.json", config)
+    return experiment, config
+
+
+def _agent(cls: Any, env: Any, env_params: Any, config: Any, values: Mapping[str, Any]) -> Agent:
+    env_values = {f"env.{k}": v for k, v in config["env_params"].items()}
+    return build(cls, env, env_params, env_values | _settings_from_json(cls, values))
+
+
+def _settings_from_json(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = {h.name: h.type for h in cls.hyperparameters()}
+    return {k: _from_json(v, kinds[k]) if k in kinds else v for k, v in values.items()}
 
 
 def hyperparameters(agent: Agent) -> dict[str, Any]:
@@ -110,7 +174,7 @@ def hyperparameters(agent: Agent) -> dict[str, Any]:
 def save(
     folder: Path, experiment: Experiment, population: Population, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """Write metrics, states and summary of a population that has been trained and evaluated.
+    """Write metrics and summary of a population that has been trained and evaluated.
 
     Returns the summary.
     """
@@ -120,7 +184,6 @@ def save(
         arrays["evaluation_steps"] = population.evaluations["env_steps"]
         arrays["evaluation_returns"] = population.evaluations["returns"]
     np.savez_compressed(folder / "metrics.npz", **arrays)
-    _save_states(folder, population)
     summary = summarise(experiment, population, evaluation)
     _write_json(folder / "summary.json", summary)
     return summary
@@ -174,7 +237,7 @@ def summarise(
             {"hyperparameters": base | row, "seed": table["seed"], "final_return": value}
             for row, table, value in zip(overrides, population.table, final, strict=True)
         ],
-        "states": [rows for rows, _ in population.batches],
+        "checkpoints": [rows for rows, _ in population.batches],
     }
 
 
@@ -200,13 +263,10 @@ class RunFolder:
         config = self.config
         cls: Any = agents.get(config["agent"])
         env, env_params = envs_jax.make(config["env"], **config["env_options"])
-        env_values = {f"env.{k}": v for k, v in config["env_params"].items()}
-        kinds = {h.name: h.type for h in cls.hyperparameters()}
-        changes = self.summary["members"][member]["hyperparameters"]
-        values = {k: _from_json(v, kinds[k]) if k in kinds else v for k, v in changes.items()}
+        values = self.summary["members"][member]["hyperparameters"]
         if config.get("data"):  # only its shapes matter for what has been trained
-            values["data"] = datasets.blank(env, env_params).dataset(env, env_params)
-        return build(cls, env, env_params, env_values | values)
+            values = values | {"data": datasets.blank(env, env_params).dataset(env, env_params)}
+        return _agent(cls, env, env_params, config, values)
 
     def members(self, only: int | None = None) -> Iterator[tuple[int, Agent, Any]]:
         """Number, agent and final state of each member, or of one.
@@ -217,7 +277,7 @@ class RunFolder:
         if only is not None and not 0 <= only < count:
             raise ValueError(f"member {only} is outside 0..{count - 1} of {self.path}")
         wanted = range(count) if only is None else [only]
-        for item, rows in enumerate(self.summary["states"]):
+        for item, rows in enumerate(self.summary["checkpoints"]):
             if not set(rows) & set(wanted):
                 continue
             states = self._restore(item, rows)
@@ -227,17 +287,10 @@ class RunFolder:
                     yield i, self.agent(i), state
 
     def _restore(self, item: int, rows: list[int]) -> Any:
-        from orbax.checkpoint import StandardCheckpointer
-
         agent = self.agent(rows[0])
         keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(len(rows), np.uint32))
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-            jax.eval_shape(jax.vmap(agent.init), keys),
-        )
-        with StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(self.path.absolute() / "states" / str(item), target)
+        like = jax.eval_shape(jax.vmap(agent.init), keys)
+        return checkpoint.read(self.path / CHECKPOINTS / str(item), like).states
 
 
 def open_run(folder: Path) -> RunFolder:
@@ -248,16 +301,6 @@ def open_run(folder: Path) -> RunFolder:
         return RunFolder(folder, config, summary)
     except (OSError, json.JSONDecodeError):
         raise ValueError(f"{folder} is not a run: it has no config.json and summary.json") from None
-
-
-def _save_states(folder: Path, population: Population) -> None:
-    from orbax.checkpoint import StandardCheckpointer
-
-    device = jax.devices()[0]  # so that a machine with fewer devices can read them
-    with StandardCheckpointer() as checkpointer:
-        for item, (_, trained) in enumerate(population.batches):
-            states = jax.device_put(trained.states, device)
-            checkpointer.save(folder.absolute() / "states" / str(item), states)
 
 
 def _scalars(env_params: Any) -> dict[str, Any]:
@@ -299,7 +342,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
         return json.dumps(value)
 
     lines = [f"  {json.dumps(key)}: {text(_to_json(value))}" for key, value in content.items()]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    part = path.with_suffix(".part")
+    part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    part.replace(path)  # whole or not at all
 
 
 def _to_json(value: Any) -> Any:

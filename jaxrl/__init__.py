@@ -6,6 +6,7 @@ the key sweeps seeds, and a sharding spreads both over devices.
 """
 
 from jaxrl.agent import Agent, static, traced
+from jaxrl.checkpoint import Checkpoints
 from jaxrl.devices import use_all_cores, use_compilation_cache
 from jaxrl.evaluate import Evaluation, evaluate
 from jaxrl.population import Progress
@@ -14,6 +15,7 @@ from jaxrl.train import Run, fused, train
 
 __all__ = [
     "Agent",
+    "Checkpoints",
     "Evaluation",
     "Lin",
     "Log",

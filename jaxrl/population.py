@@ -1,13 +1,12 @@
 """Training a population: one compiled program per chunk of iterations, spread over the devices.
 
-Between chunks the host shows progress, evaluates, and listens for Ctrl-C. A population of one is
-not vmapped.
+Between chunks the host shows progress, evaluates, saves, and listens for Ctrl-C. A population of
+one is not vmapped.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import signal
 import threading
 import time
@@ -22,12 +21,14 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxrl.agent import Tag, derive
+from jaxrl.checkpoint import Checkpoints, Store, checksum
 from jaxrl.devices import MEMBERS, compiled, place
 from jaxrl.evaluate import Evaluation, evaluate
 from jaxrl.loop import finished, iterate
 from jaxrl.members import for_each, layout, map_members, specs
 
 CHUNKS = 100  # pieces that a run is cut into, between which the host may act
+CHUNK_SECONDS = 10.0  # pieces that last longer are cut again, but for the first, not yet timed
 
 
 class Progress(NamedTuple):
@@ -62,6 +63,7 @@ def run_population(
     evaluations: int = 0,
     episodes: int = 64,
     progress: Callable[[Progress], None] | None = None,
+    checkpoints: Checkpoints | None = None,
     states: Any = None,
     first: int = 0,
     last: int | None = None,
@@ -71,77 +73,110 @@ def run_population(
     Args:
         agents: a stacked agent (leading axis of members on every traced field).
         seeds: one root seed a member.
+        evaluations: how many during the whole run, evenly spaced, the last at its end.
+        checkpoints: where to save, and what to go on from where there is something.
         states: stacked states to go on from at iteration `first`, instead of fresh ones.
         last: stop after this iteration.
     """
-    begin = time.perf_counter()
+    begin, compile_seconds = time.perf_counter(), 0.0
     members = len(seeds)
     mesh, rows = layout(members)
-    agents = map_members(lambda x: x[rows], agents)
-    compile_seconds = 0.0
-    if states is None:
-        keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[rows])
-        initialise, compile_seconds = compiled(_initialise, agents, keys)
-        states = jax.block_until_ready(initialise(agents, keys))
+    spread = map_members(lambda x: x[rows], agents)
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[rows])
+    store = Store(checkpoints, _identity(agents, seeds)) if checkpoints else None
+    saved = store.restore(jax.eval_shape(_initialise, agents, keys[:members])) if store else None
+    history: list[dict[str, np.ndarray]] = []
+    if saved is not None:
+        first, history = saved.iteration, saved.history
+        begin -= saved.seconds
+        states = jax.tree.map(lambda x: x[rows], saved.states)
+    elif states is None:
+        initialise, compile_seconds = compiled(_initialise, spread, keys)
+        states = jax.block_until_ready(initialise(spread, keys))
     else:
         states = jax.tree.map(lambda x: x[rows], states)
-    agents, states = place(agents, mesh, specs(agents)), place(states, mesh)
+    spread, states = place(spread, mesh, specs(spread)), place(states, mesh)
 
-    last = min(agents.num_iterations, agents.num_iterations if last is None else last)
+    # Where the host acts follows from the whole run, not from where this part begins and ends.
+    whole = agents.num_iterations
+    last = whole if last is None else min(last, whole)
     pieces = max(1, evaluations) * max(1, round(CHUNKS / max(1, evaluations)))
-    bounds = np.unique(np.round(np.linspace(first, last, pieces + 1)).astype(int))
-    targets = np.round(np.linspace(first, last, evaluations + 1)).astype(int)[1:]
+    bounds = np.unique(np.round(np.linspace(0, whole, pieces + 1)).astype(int))
+    targets = np.round(np.linspace(0, whole, evaluations + 1)).astype(int)[1:]
     length = int(np.diff(bounds).max())
-    chunks: list[Any] = []
-    evaluated: list[tuple[Any, Any]] = []
-    steps_taken = np.zeros(len(rows), int)
+    t, limit = first, length
+    unsaved: list[dict[str, np.ndarray]] = []
+    steps_taken = np.zeros(members, int)
+    for piece in history:
+        steps_taken = np.maximum(steps_taken, piece["env_steps"].max(axis=1, initial=0))
     interrupted = False
 
-    with _stop_on_interrupt() as stop_asked:
-        for t, stop in itertools.pairwise(bounds):
-            args: Any = agents, states, np.int32(t), np.int32(stop)
+    # Closing waits for what is being written, whatever ends the loop.
+    closing = contextlib.closing(store) if store else contextlib.nullcontext()
+    with closing, _stop_on_signal() as stop_asked:
+        while t < last:
+            stop = min(int(bounds[bounds > t][0]), t + limit, last)
+            args: Any = spread, states, np.int32(t), np.int32(stop)
             chunk, seconds = compiled(_chunk, *args, mesh=mesh, length=length)
             compile_seconds += seconds
-            states, done, chunk_rows = chunk(*args)
-            chunks.append(jax.tree.map(lambda x, n=stop - t: np.asarray(x)[:, :n], chunk_rows))
-            steps_taken = np.maximum(steps_taken, chunks[-1]["env_steps"].max(axis=1))
+            chunk_begin = time.perf_counter()
+            states, done, made = chunk(*args)
+            piece = jax.tree.map(lambda x, n=stop - t: np.asarray(x)[:members, :n], made)
+            limit = max(1, int(CHUNK_SECONDS * (stop - t) / (time.perf_counter() - chunk_begin)))
+            t = stop
+            steps_taken = np.maximum(steps_taken, piece["env_steps"].max(axis=1))
+            metrics = piece.pop("metrics")
+            piece |= {f"metrics/{name}": values for name, values in metrics.items()}
             ended = bool(np.all(done))
-            if stop in targets or (ended and evaluations):
-                args = agents, states, _member_keys(states.key, Tag.EVALUATE, int(stop))
+            if t in targets or (ended and evaluations):
+                args = spread, states, _member_keys(states.key, Tag.EVALUATE, t)
                 program, seconds = compiled(_evaluate_all, *args, mesh=mesh, episodes=episodes)
                 compile_seconds += seconds
-                evaluated.append((steps_taken, np.asarray(program(*args).returns)))
+                piece["evaluation_steps"] = steps_taken[:, None].astype(float)
+                piece["evaluation_returns"] = np.asarray(program(*args).returns)[:members, None]
+            unsaved.append(piece)
             if progress is not None:
-                elapsed = time.perf_counter() - begin - compile_seconds
-                newest = chunks[-1]["metrics"]
                 progress(
                     Progress(
-                        int(stop),
+                        t,
                         agents.num_iterations,
-                        int(steps_taken[:members].sum()),
+                        int(steps_taken.sum()),
                         agents.total_steps * members,
                         members,
-                        elapsed,
-                        {name: _mean(values[:members]) for name, values in newest.items()},
+                        time.perf_counter() - begin - compile_seconds,
+                        {name: _mean(values) for name, values in metrics.items()},
                     )
                 )
             interrupted = stop_asked.is_set()
-            if interrupted or ended:
+            over = interrupted or ended or t == last
+            if store is not None and (over or store.due()):
+                history.append(_join(unsaved))
+                unsaved = []
+                kept = jax.tree.map(lambda x: x[:members], states)
+                seconds = time.perf_counter() - begin - compile_seconds
+                store.save(t, kept, history[-1], _score(history), seconds)
+            if over:
                 break
 
-    joined = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1)[:members], *chunks)
+    joined = _join([*history, *unsaved])
     taken = joined["env_steps"] >= 0
     env_steps = np.where(taken, joined["env_steps"], np.nan)
-    kept = taken.any(axis=0)
-    agents = map_members(lambda x: x[:members], agents)
-    states = jax.tree.map(lambda x: x[:members], states)
+    kept_rows = taken.any(axis=0)
+    before = 0 if saved is not None else first  # iterations that no history tells of
     return Trained(
         agents,
-        states,
-        {name: values[:, kept] for name, values in joined["metrics"].items()},
-        env_steps[:, kept],
-        first + taken.sum(axis=1),
-        _stack_evaluations(evaluated, members, episodes),
+        jax.tree.map(lambda x: x[:members], states),
+        {
+            name.removeprefix("metrics/"): values[:, kept_rows]
+            for name, values in joined.items()
+            if name.startswith("metrics/")
+        },
+        env_steps[:, kept_rows],
+        before + taken.sum(axis=1),
+        {
+            "env_steps": joined.get("evaluation_steps", np.zeros((members, 0))),
+            "returns": joined.get("evaluation_returns", np.zeros((members, 0, episodes))),
+        },
         compile_seconds,
         time.perf_counter() - begin - compile_seconds,
         interrupted,
@@ -231,32 +266,59 @@ def _mean(values: np.ndarray) -> float:
     return float(valid.mean()) if valid.size else float("nan")
 
 
-def _stack_evaluations(
-    evaluated: list[tuple[Any, Any]], members: int, episodes: int
-) -> dict[str, np.ndarray]:
-    if not evaluated:
-        empty = np.zeros((members, 0))
-        return {"env_steps": empty, "returns": np.zeros((members, 0, episodes))}
-    steps = np.stack([s for s, _ in evaluated], axis=1)[:members].astype(float)
-    returns = np.stack([r for _, r in evaluated], axis=1)[:members]
-    return {"env_steps": steps, "returns": returns}
+def _join(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays (members, n, ...) of pieces of a run, one after the other; not all have all."""
+    names = {name: None for piece in pieces for name in piece}
+    return {
+        name: np.concatenate([piece[name] for piece in pieces if name in piece], axis=1)
+        for name in names
+    }
+
+
+def _score(history: list[dict[str, np.ndarray]]) -> float:
+    """The members' mean return of late: of the newest evaluation, else of training episodes."""
+    for piece in reversed(history):
+        if "evaluation_returns" in piece:
+            return _mean(piece["evaluation_returns"][:, -1])
+    return _mean(history[-1].get("metrics/episode_return", np.full(1, np.nan)))
+
+
+def _identity(agents: Any, seeds: list[int]) -> dict[str, Any]:
+    """What a checkpoint belongs to: all that the members' runs follow from, but their length."""
+    fields: dict[str, Any] = {}
+    for h in agents.hyperparameters():
+        value = getattr(agents, h.name)
+        fields[h.name] = np.asarray(value).tolist() if h.kind == "traced" else value
+    del fields["total_steps"]
+    recorded = getattr(agents, "data", None)
+    return fields | {
+        "agent": agents.name,
+        "environment": agents.env.name,
+        "environment parameters": checksum(agents.env_params),
+        "recorded data": None if recorded is None else checksum(recorded),
+        "seeds": seeds,
+    }
 
 
 @contextlib.contextmanager
-def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C finishes the chunk under way and keeps what was computed; a second one raises."""
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """Ctrl-C or SIGTERM finish the chunk under way and keep what was computed; again, they end it.
+
+    SIGTERM is what clusters send before they kill.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
-    def on_interrupt(signum: int, frame: Any) -> None:
+    def on_signal(signum: int, frame: Any) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for which, handler in previous.items():
+            signal.signal(which, handler)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.agent import Agent
+from jaxrl.checkpoint import Checkpoints
 from jaxrl.evaluate import Evaluation
 from jaxrl.members import stack_agents
 from jaxrl.population import Progress, Trained, evaluate_population, run_population
@@ -126,6 +127,7 @@ def sweep(
     episodes: int = 64,
     announce: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Population:
     """Train every setting with every seed, in one program per distinct static setting.
 
@@ -137,10 +139,13 @@ def sweep(
         seeds: how many (0..n-1), or which.
         random: draw this many settings instead of the grid.
         batch_size: train at most this many members at once, one batch after the other.
+        checkpoints: where to save on the way, a folder within for each batch, from 0. A sweep whose
+            folder has checkpoints already goes on from the newest.
         announce: called with a line for each program before anything compiles.
 
     Raises:
-        ValueError: an unknown name, a value outside its range, an empty axis, no members.
+        ValueError: an unknown name, a value outside its range, an empty axis, no members;
+            checkpoints of another sweep, or none that can be read.
     """
     for name, value in (("random", random), ("batch_size", batch_size)):
         if value is not None and value < 1:
@@ -165,13 +170,14 @@ def sweep(
             announce(f"program {number} of {len(groups)}: {len(rows)} members{setting}{memory}")
 
     done: list[tuple[list[int], Trained]] = []
-    for rows in batches:
+    for number, rows in enumerate(batches):
         trained = run_population(
             stack_agents([members[i][0] for i in rows]),
             [members[i][1]["seed"] for i in rows],
             evaluations,
             episodes,
             progress,
+            checkpoints.part(str(number)) if checkpoints else None,
         )
         done.append((rows, trained))
         if trained.interrupted:

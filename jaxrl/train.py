@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxrl.agent import Agent
+from jaxrl.checkpoint import Checkpoints
 from jaxrl.loop import iterate
 from jaxrl.members import map_members, stack, stack_agents
 from jaxrl.population import Progress, Trained, run_population
@@ -65,6 +66,7 @@ def train(
     evaluations: int = 0,
     episodes: int = 64,
     progress: Callable[[Progress], None] | None = None,
+    checkpoints: Checkpoints | None = None,
     start: Run | None = None,
     until: int | None = None,
 ) -> Run:
@@ -72,16 +74,20 @@ def train(
 
     Args:
         seed: the root key's; ignored where `start` is given.
-        evaluations: how many times to evaluate during training, evenly spaced, the last at the end.
+        evaluations: how many times to evaluate during the whole run, evenly spaced, the last at
+            the end. A run that goes on from `start` has those that are left.
             Where iterations vary in length, as many at most: a run that ends early has fewer.
         episodes: episodes of each such evaluation.
         progress: called between chunks.
+        checkpoints: where to save the run on its way. Where the folder has checkpoints of this run
+            already, it goes on from the newest.
         start: a run to go on from, up to `agent.total_steps`. Its learning goes on exactly where
             it stopped; schedules follow the new `total_steps`.
         until: stop after this iteration; schedules still follow `total_steps`.
 
     Raises:
-        ValueError: `start` has nothing left to do.
+        ValueError: `start` has nothing left to do; checkpoints of another run, or of none that can
+            be read.
     """
     first = 0 if start is None else start.iteration
     taken = None if start is None else agent.env_steps(start.state)
@@ -93,7 +99,15 @@ def train(
     agents = stack_agents([agent])
     states = None if start is None else stack([start.state])
     trained = run_population(
-        agents, [seed], evaluations, episodes, progress, states=states, first=first, last=until
+        agents,
+        [seed],
+        evaluations,
+        episodes,
+        progress,
+        checkpoints,
+        states=states,
+        first=first,
+        last=until,
     )
     return member(trained, 0)
 

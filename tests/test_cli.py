@@ -1,7 +1,6 @@
 """The `jaxrl` command: bad input, and a small run through all of its commands."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -68,6 +67,12 @@ BAD_INPUT = [
     ("train bc CartPole-v1 --data none.hdf5", "none.hdf5: no such file"),
     ("train bc CartPole-v1", "bc: learns from recorded data only: give it --data FILE"),
     ("train cql Pendulum-v1 --evaluations 0", "0 is too small"),
+    ("train ppo", "required: AGENT, ENV"),
+    ("train ppo CartPole-v1 --keep 0", "0 is too small"),
+    ("train ppo CartPole-v1 --checkpoint-every -1", "-1 is not a whole number"),
+    ("train --resume missing", "missing is not a run: it has no config.json"),
+    ("train ppo CartPole-v1 --resume missing", "ppo CartPole-v1: --resume goes on with the set"),
+    ("sweep --resume missing --seeds 3", "--seeds: --resume goes on with the settings"),
     ("collect bc CartPole-v1", "bc: learns from recorded data only"),
     ("collect ppo CartPole-v1 gamma=2", "gamma=2.0 is outside"),
     ("collect ppo CartPole-v1 --size 0", "0 is too small"),
@@ -241,7 +246,7 @@ def test_run_folder(sweep_folder):
     assert len(settings) == 8
     assert [m["seed"] for m in members] == [0, 1] * 8
     assert [s["members"] for s in settings] == [[2 * i, 2 * i + 1] for i in range(8)]
-    assert sorted(i for rows in summary["states"] for i in rows) == list(range(16))
+    assert sorted(i for rows in summary["checkpoints"] for i in rows) == list(range(16))
     assert metrics["env_steps"].shape == (16, 4)
     assert (metrics["env_steps"] == [64, 128, 192, 256]).all()
     final = metrics["final_returns"]
@@ -309,32 +314,3 @@ def test_plot_overlays_runs(sweep_folder, tmp_path, capsys):
     assert main(["plot", str(sweep_folder), "--out", str(tmp_path / "no" / "a.png")]) == 2
     assert main(["plot", str(sweep_folder), "--out", str(tmp_path / "a.xyz")]) == 2
     assert list(tmp_path.iterdir()) == [out]
-
-
-@pytest.mark.slow
-def test_interrupt_keeps_what_was_done(tmp_path):
-    command = [
-        "train",
-        "ppo",
-        "CartPole-v1",
-        "num_envs=4",
-        "num_steps=16",
-        "--steps",
-        "2e7",
-        "--episodes",
-        "2",
-    ]
-    out = tmp_path / "run"
-    whole = [*JAXRL, *command, "--episodes", "2", "--out", str(out)]
-    with subprocess.Popen(whole, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "steps/s" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        error = process.stderr.read()
-        assert process.wait(timeout=120) == 130
-    assert "interrupted" in error
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["interrupted"]
-    assert 0 < summary["env_steps"] < 4e6
