@@ -32,7 +32,7 @@ from jaxrl.agent import Tag, derive
 from jaxrl.rollout import reset, rollout
 
 KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
-SNAPSHOTS = 40
+SNAPSHOTS = 80  # fine enough to find a third of the way where learning is sudden
 EPISODES = 32  # to measure a snapshot by
 NUM_ENVS = 20  # at most; fewer where each would see few steps
 STEPS_PER_ENV = 2_500  # at least

@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000, help="gradient steps of each agent")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--hidden-sizes", default="64x64", help="of every network")
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--evaluations", type=int, default=10, help="during training")
     parser.add_argument("--episodes", type=int, default=64, help="of each evaluation")
     args = parser.parse_args()
@@ -71,6 +72,7 @@ def main() -> None:
         "steps": args.steps,
         "seeds": args.seeds,
         "hidden_sizes": args.hidden_sizes,
+        "batch_size": args.batch_size,
         "evaluations": args.evaluations,
         "episodes": args.episodes,
         "collected_by": str(info["agent"]),
@@ -100,6 +102,7 @@ def main() -> None:
                 env_params=env_params,
                 data=data[kind],
                 total_steps=args.steps,
+                batch_size=args.batch_size,
                 hidden_sizes=tuple(map(int, args.hidden_sizes.split("x"))),
                 **changes,
             )
@@ -149,8 +152,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         f"# {results['env']}",
         "",
-        f"{results['seeds']} seeds, {results['steps']:,} gradient steps, networks "
-        f"{results['hidden_sizes']}. Scores: 0 is the random policy's return "
+        f"{results['seeds']} seeds, {results['steps']:,} gradient steps on batches of "
+        f"{results['batch_size']}, networks {results['hidden_sizes']}. Scores: 0 is the random policy's return "
         f"({results['random_return']:.1f}), 100 the expert's ({results['expert_return']:.1f}) of "
         "this collection; these are not D4RL scores. Last policy with its 95 % interval over "
         f"seeds, in brackets behind it the best of {results['evaluations']} evaluations during "
