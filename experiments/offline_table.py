@@ -155,8 +155,8 @@ def table(results: dict[str, Any]) -> str:
         f"{results['seeds']} seeds, {results['steps']:,} gradient steps on batches of "
         f"{results['batch_size']}, networks {results['hidden_sizes']}. Scores: 0 is the random "
         f"policy's return ({results['random_return']:.1f}), 100 the expert's "
-        f"({results['expert_return']:.1f}) of this collection; these are not D4RL scores. Last policy "
-        "with its 95 % interval over seeds, in brackets behind it the best of "
+        f"({results['expert_return']:.1f}) of this collection; these are not D4RL scores. Last "
+        "policy with its 95 % interval over seeds, in brackets behind it the best of "
         f"{results['evaluations']} evaluations during training.",
         "",
         "| agent | " + " | ".join(KINDS) + " |",
