@@ -191,11 +191,6 @@ def damage(path, how):
     path.write_bytes(content)
 
 
-# Where one array cannot be read, orbax forgets about its tasks for the others.
-FORGOTTEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@FORGOTTEN
 @pytest.mark.parametrize("how", ["cut", "flip"])
 @pytest.mark.parametrize("which", ["states", "about", "history"])
 def test_a_damaged_one_falls_back_to_the_one_before(how, which, tmp_path):
@@ -213,7 +208,6 @@ def test_a_damaged_one_falls_back_to_the_one_before(how, which, tmp_path):
     assert_same(again.state, jaxrl.train(toy()).state)
 
 
-@FORGOTTEN
 def test_none_that_can_be_read_is_an_error(tmp_path):
     checkpoints = stopped(tmp_path)
     for path in tmp_path.glob("*/states/d/*"):
