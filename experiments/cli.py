@@ -12,9 +12,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from experiments import parse
+
+if TYPE_CHECKING:
+    from jaxrl.population import Progress
 
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
@@ -212,13 +215,19 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
         with report.Meter(experiment.total_steps) as meter:
             if experiment.recipe:
                 meter.say(f"recipe {experiment.recipe.name}: {experiment.recipe.line()}")
+            log = report.JsonLines(out / "log.jsonl")
+
+            def progress(newest: Progress) -> None:
+                meter(newest)
+                log(newest)
+
             population = jaxrl.sweep(
                 experiment.agent,
                 experiment.settings,
                 seeds=experiment.seeds,
                 evaluations=evaluations,
                 announce=meter.say,
-                progress=meter,
+                progress=progress,
                 checkpoints=jaxrl.Checkpoints(
                     out / runs.CHECKPOINTS, args.checkpoint_every, args.keep
                 ),

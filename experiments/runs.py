@@ -8,6 +8,7 @@
                    of those during training, where there were any
     checkpoints/   the whole state of all members (`jaxrl.checkpoint`), a folder for each group of
                    equal structure: what the run goes on from, and its agents in the end
+    log.jsonl      means over members, a line for each chunk, written while the run goes on
     summary.json   final returns per member and per setting, environment steps, seconds
     curve.png      learning curves
 
@@ -79,6 +80,7 @@ def new(folder: Path) -> Iterator[None]:
     except BaseException:
         if not any((folder / CHECKPOINTS).glob("*/[0-9]*")):
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            (folder / "log.jsonl").unlink(missing_ok=True)
             (folder / "config.json").unlink()
             if not there:
                 folder.rmdir()

@@ -259,6 +259,14 @@ def test_run_folder(sweep_folder):
     assert summary["env_steps"] == 16 * 256
     assert summary["env_steps_per_second"] == pytest.approx(16 * 256 / summary["run_seconds"])
     assert (sweep_folder / "curve.png").stat().st_size > 10_000
+    lines = [json.loads(line) for line in (sweep_folder / "log.jsonl").read_text().splitlines()]
+    assert [(x["program"], x["iteration"]) for x in lines] == [
+        (p, i) for p in (1, 2) for i in (1, 2, 3, 4)
+    ]
+    assert lines[-1]["env_steps"] == 8 * 256
+    second = [i for i, m in enumerate(members) if m["hyperparameters"]["activation"] == "relu"]
+    expected = metrics["policy_loss"][second, -1].mean()
+    assert lines[-1]["policy_loss"] == pytest.approx(expected, 1e-3)
 
 
 def test_states_come_back_as_they_were(sweep_folder):
