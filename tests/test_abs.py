@@ -193,6 +193,7 @@ def often(monkeypatch):
 
 
 @pytest.mark.usefixtures("often")
+@pytest.mark.slow
 def test_population_of_varying_lengths():
     agent = abs_agent(OFTEN, total_steps=1200)
     population = jaxrl.sweep(agent, seeds=5, evaluations=2, episodes=4)

@@ -33,7 +33,7 @@ def kill_at(*iterations):
     return progress
 
 
-def toy(iterations=60, **changes):
+def toy(iterations=20, **changes):
     env = ActionChoice()
     return Toy(env, env.default_params, total_steps=8 * iterations, **changes)
 
@@ -60,36 +60,36 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
             toy(), 3, evaluations=6, episodes=4, progress=progress, checkpoints=checkpoints
         )
 
-    again = survive(run, [1, 17, 40])
+    again = survive(run, [1, 7, 14])
     assert_same(again.state, whole.state)
     assert_same(again.metrics, whole.metrics)
     assert_same(again.env_steps, whole.env_steps)
     assert_same(again.evaluations, whole.evaluations)
-    assert again.iteration == whole.iteration == 60
+    assert again.iteration == whole.iteration == 20
     # Once more: nothing is left to do, and the same comes back.
     assert_same(run(None).metrics, whole.metrics)
 
 
 def test_what_is_kept(tmp_path):
     """The newest and the best."""
-    jaxrl.train(toy(iterations=40), checkpoints=Checkpoints(tmp_path, every=0, keep=3))
+    jaxrl.train(toy(), checkpoints=Checkpoints(tmp_path, every=0, keep=3))
     kept = sorted(int(name) for name in files(tmp_path))
-    assert kept[-3:] == [38, 39, 40]
+    assert kept[-3:] == [18, 19, 20]
     assert len(kept) in (3, 4)
     assert not list(tmp_path.glob("**/*.part"))
 
 
 def test_saves_wait_for_their_time(tmp_path):
-    jaxrl.train(toy(iterations=40), checkpoints=Checkpoints(tmp_path, every=3600))
-    assert files(tmp_path) == ["40"]
+    jaxrl.train(toy(), checkpoints=Checkpoints(tmp_path, every=3600))
+    assert files(tmp_path) == ["20"]
 
 
 def test_more_steps_go_on_from_the_end(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     jaxrl.train(toy(), checkpoints=checkpoints)
-    longer = jaxrl.train(toy(iterations=90), checkpoints=checkpoints)
-    assert longer.iteration == 90
-    assert_same(longer.state, jaxrl.train(toy(iterations=90)).state)
+    longer = jaxrl.train(toy(iterations=30), checkpoints=checkpoints)
+    assert longer.iteration == 30
+    assert_same(longer.state, jaxrl.train(toy(iterations=30)).state)
 
 
 def test_a_sweep_goes_on_with_each_of_its_programs(tmp_path):
@@ -100,7 +100,7 @@ def test_a_sweep_goes_on_with_each_of_its_programs(tmp_path):
     def run(progress):
         return jaxrl.sweep(toy(), space, seeds=3, progress=progress, checkpoints=checkpoints)
 
-    progress = kill_at(25)
+    progress = kill_at(7)
     with pytest.raises(Killed):
         run(progress)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0"]
@@ -170,7 +170,7 @@ def test_iterations_of_varying_length_go_on(tmp_path):
 # What can be wrong with them --------------------------------------------------------------------
 
 
-def stopped(folder, iteration=30):
+def stopped(folder, iteration=8):
     checkpoints = Checkpoints(folder, every=0, keep=5)
     with pytest.raises(Killed):
         jaxrl.train(toy(), progress=kill_at(iteration), checkpoints=checkpoints)

@@ -196,6 +196,7 @@ def test_rewards_are_scaled_by_the_deviation_of_returns():
 AGENT = ppo(Chain(limit=3), iterations=8, normalize_observations=True, normalize_rewards=True)
 
 
+@pytest.mark.slow
 def test_chunked_fused_and_population_agree():
     run = jaxrl.train(AGENT, seed=2)
     state, metrics = jax.jit(jaxrl.fused)(AGENT, jax.random.key(2))

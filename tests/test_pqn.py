@@ -140,6 +140,7 @@ def test_continuous_actions_are_refused():
         PQN(env, params)
 
 
+@pytest.mark.slow
 def test_member_of_a_population_is_a_single_run():
     agent = pqn(Chain(limit=3), iterations=8)
     run = jaxrl.train(agent, seed=2)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,34 +18,31 @@ from test_checkpoint import agents
 import jaxrl
 from jaxrl import Checkpoints
 
-KILLS = 20
 JAXRL = [sys.executable, "-m", "experiments.cli"]
+KILLS = 20, 8  # in all, over so many runs
 
 
-def work(folder):
-    """Train every kind of agent, alone and as a population, saving after every chunk."""
-
-    def tell(progress):
-        print(progress.iteration, flush=True)
-
-    results = []
-    for agent in agents(iterations=40):
-        for seeds in (1, 3):
-            part = Path(folder) / f"{agent.name}-{seeds}"
-            checkpoints = Checkpoints(part, every=0) if folder else None
-            run = jaxrl.sweep(agent, seeds=seeds, progress=tell, checkpoints=checkpoints)
-            states = [arrays(run.select(i).state) for i in range(seeds)]
-            results.append((states, run.metrics, run.env_steps))
-    return results
+def work(number, folder=None):
+    """A run of four kinds of agents, each alone and as a population, saved after every chunk."""
+    agent, seeds = agents(iterations=40)[number // 2], (1, 3)[number % 2]
+    run = jaxrl.sweep(
+        agent,
+        seeds=seeds,
+        progress=lambda progress: print(progress.iteration, flush=True),
+        checkpoints=Checkpoints(folder, every=0) if folder else None,
+    )
+    states = [arrays(run.select(i).state) for i in range(seeds)]
+    return states, run.metrics, run.env_steps
 
 
-def worker(folder, cache):
+def worker(number, folder, cache):
     code = (
-        "import sys, pickle, jax; sys.path.insert(0, 'tests')\n"
+        "import sys, pickle, pathlib, jax; sys.path.insert(0, 'tests')\n"
         "jax.config.update('jax_num_cpu_devices', 2)\n"
         "import test_resume\n"
-        f"results = test_resume.work({str(folder)!r})\n"
-        f"pickle.dump(results, open({str(folder / 'results.pkl')!r}, 'wb'))\n"
+        f"folder = pathlib.Path({str(folder)!r})\n"
+        f"result = test_resume.work({number}, folder)\n"
+        "(folder / 'result.pkl').write_bytes(pickle.dumps(result))\n"
     )
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
@@ -56,31 +52,22 @@ def worker(folder, cache):
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_it_is_the_same_run(tmp_path):
-    """SIGKILL at random moments, most of them during a save: saves take most of the time here."""
-    whole = work("")
-    folder, cache = tmp_path / "runs", tmp_path / "cache"
-    folder.mkdir()
-    moments = random.Random(0)
-    killed = 0
-    while killed < KILLS:
-        with worker(folder, cache) as process:
+@pytest.mark.parametrize("number", range(KILLS[1]))
+def test_killed_at_any_moment_it_is_the_same_run(number, tmp_path):
+    """SIGKILL, most times during a save: saves take most of the time here. Twenty in all."""
+    kills = len(range(number, *KILLS))
+    moments = random.Random(number)
+    for _ in range(kills):
+        with worker(number, tmp_path / "run", tmp_path / "cache") as process:
             assert process.stdout is not None
-            if not process.stdout.readline():  # it was done before it could be killed
-                assert process.wait() == 0
-                break
-            time.sleep(moments.uniform(0, 3))
+            assert process.stdout.readline(), "it ended before it could be killed"
+            time.sleep(moments.uniform(0, 1.5))
             process.kill()
-            process.wait()
-            killed += 1
-    assert killed == KILLS, "the runs are too short for so many kills"
-    with worker(folder, cache) as process:
+    with worker(number, tmp_path / "run", tmp_path / "cache") as process:
         process.communicate()
         assert process.returncode == 0
-    with (folder / "results.pkl").open("rb") as file:
-        again = pickle.load(file)
-    for theirs, ours in zip(again, whole, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, theirs, ours)
+    again = pickle.loads((tmp_path / "run" / "result.pkl").read_bytes())
+    jax.tree.map(np.testing.assert_array_equal, again, work(number))
 
 
 @pytest.mark.slow
