@@ -90,6 +90,7 @@ def run_population(
         first, history = saved.iteration, saved.history
         begin -= saved.seconds
         states = jax.tree.map(lambda x: x[rows], saved.states)
+        saved = saved._replace(states=None)  # not twice in memory
     elif states is None:
         initialise, compile_seconds = compiled(_initialise, spread, keys)
         states = jax.block_until_ready(initialise(spread, keys))
@@ -114,7 +115,7 @@ def run_population(
     # Closing waits for what is being written, whatever ends the loop.
     closing = contextlib.closing(store) if store else contextlib.nullcontext()
     with closing, _stop_on_signal() as stop_asked:
-        while t < last:
+        while t < last and (steps_taken < agents.total_steps).any():
             stop = min(int(bounds[bounds > t][0]), t + limit, last)
             args: Any = spread, states, np.int32(t), np.int32(stop)
             chunk, seconds = compiled(_chunk, *args, mesh=mesh, length=length)
