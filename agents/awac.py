@@ -50,7 +50,7 @@ class AWAC(WeightedCloning):
             return self.q_values(critics, obs, action).min(axis=0)
 
         next_value = value(learner.target_critics, batch.next_obs, next_key)
-        target = batch.reward + self.gamma * (1 - batch.terminated) * next_value
+        target = self.backup(batch, next_value)
         critics, critic_opt, critic_metrics = self.fit_critics(
             learner.critics, learner.critic_opt, batch, target
         )

@@ -108,7 +108,7 @@ class IQL(WeightedCloning):
         value = optax.apply_updates(learner.value, updates)
 
         next_v = lax.stop_gradient(self.state_values(value, batch.next_obs))
-        target = batch.reward + self.gamma * (1 - batch.terminated) * next_v
+        target = self.backup(batch, next_v)
         critics, critic_opt, critic_metrics = self.fit_critics(
             learner.critics, learner.critic_opt, batch, target
         )

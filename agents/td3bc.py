@@ -62,7 +62,7 @@ class TD3BC(OfflineActorCritic):
         noise = jnp.clip(noise, -self.noise_clip, self.noise_clip)
         next_action = jnp.clip(self.act(learner.target_actor, batch.next_obs) + noise, -1, 1)
         next_q = self.q_values(learner.target_critics, batch.next_obs, next_action).min(axis=0)
-        target = batch.reward + self.gamma * (1 - batch.terminated) * next_q
+        target = self.backup(batch, next_q)
         critics, critic_opt, metrics = self.fit_critics(
             learner.critics, learner.critic_opt, batch, target
         )

@@ -45,6 +45,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--hidden-sizes", default="64x64", help="of every network")
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument(
+        "--reward-scale",
+        type=float,
+        default=1.0,
+        help="of IQL and AWAC, whose weights are exp of advantages in rewards' units",
+    )
     parser.add_argument("--evaluations", type=int, default=10, help="during training")
     parser.add_argument("--episodes", type=int, default=64, help="of each evaluation")
     args = parser.parse_args()
@@ -73,6 +79,7 @@ def main() -> None:
         "seeds": args.seeds,
         "hidden_sizes": args.hidden_sizes,
         "batch_size": args.batch_size,
+        "reward_scale": args.reward_scale,
         "evaluations": args.evaluations,
         "episodes": args.episodes,
         "collected_by": str(info["agent"]),
@@ -96,6 +103,8 @@ def main() -> None:
     with Meter(len(missing) * args.seeds * args.steps) as meter:
         for kind, name in missing:
             agent_name, changes = rows[name]
+            if agent_name in ("iql", "awac"):
+                changes = changes | {"reward_scale": args.reward_scale}
             cls: Any = agents.get(agent_name)
             agent = cls(
                 env=env,
@@ -152,12 +161,13 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         f"# {results['env']}",
         "",
-        f"{results['seeds']} seeds, {results['steps']:,} gradient steps on batches of "
-        f"{results['batch_size']}, networks {results['hidden_sizes']}. Scores: 0 is the random "
-        f"policy's return ({results['random_return']:.1f}), 100 the expert's "
-        f"({results['expert_return']:.1f}) of this collection; these are not D4RL scores. Last "
-        "policy with its 95 % interval over seeds, in brackets behind it the best of "
-        f"{results['evaluations']} evaluations during training.",
+        "{seeds} seeds, {steps:,} gradient steps on batches of {batch_size}, networks "
+        "{hidden_sizes}; reward_scale of IQL and AWAC {reward_scale:g}. Scores: 0 is the random "
+        "policy's return ({random_return:.1f}), 100 the expert's ({expert_return:.1f}) of this "
+        "collection; these are not D4RL scores. Last policy with its 95 % interval over seeds, in "
+        "brackets behind it the best of {evaluations} evaluations during training.".format(
+            **results
+        ),
         "",
         "| agent | " + " | ".join(KINDS) + " |",
         "|---|" + "---|" * len(KINDS),

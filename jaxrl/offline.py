@@ -165,6 +165,8 @@ class OfflineCritic(Offline):
 class OfflineActorCritic(OfflineCritic):
     """An actor and two critics: what IQL, AWAC and TD3+BC share."""
 
+    reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards")
+
     def make_actor(self) -> Network:
         """From an observation to logits, or to an action before the tanh that bounds it."""
         return self.make_network(spaces.action_size(self.action_space), scale=0.01)
@@ -175,6 +177,10 @@ class OfflineActorCritic(OfflineCritic):
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B)."""
         return jnp.stack([self.q_value(critic, obs, action) for critic in critics])
+
+    def backup(self, batch: Batch, next_value: jax.Array) -> jax.Array:
+        """r + gamma V(s') (B,), without V where the episode has ended."""
+        return self.reward_scale * batch.reward + self.gamma * (1 - batch.terminated) * next_value
 
     def fit_critics(
         self, critics: Any, opt: Any, batch: Batch, target: jax.Array
