@@ -57,7 +57,18 @@ What offline agents make of recorded steps of different quality is in [offline](
 `python -m experiments.offline_table CartPole-v1 --data data/CartPole-v1`). DQN without conservatism
 runs away on the narrow sets (mean Q 46,000 and 65,000 where no return exceeds 100, discounted); CQL
 stays near 50 and above the data everywhere; cloning the best tenth is as good or better than CQL
-here.
+here. That set was collected with 40 snapshots of the policy instead of today's 80, and without IQL
+and AWAC.
+
+[Pendulum-v1](offline/Pendulum-v1.md) (`jaxrl collect sac Pendulum-v1 --out data/Pendulum-v1`, then
+`python -m experiments.offline_table Pendulum-v1 --data data/Pendulum-v1 --steps 8000 --batch-size
+128 --seeds 6 --evaluations 4 --episodes 32 --reward-scale 0.03`). Cloning gives the data's own
+return or less; TD3+BC, IQL and AWAC are above it, CQL level with it; SAC without conservatism falls
+below the random policy on the two narrow sets, and is the best of all on the random one, whose
+actions cover the box. Cloning the best tenth fails on the narrow sets: an episode's return follows
+from where the pendulum starts. IQL and AWAC weigh by exp of an advantage in the rewards' units:
+with reward_scale 1 they reached -4 and -26 on medium-expert (0.03 was the best of four on two seeds
+of that set).
 
 ![ABS beside fixed rollout lengths](abs-lengths/Breakout-MinAtar.png)
 
