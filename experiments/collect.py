@@ -91,6 +91,8 @@ def snapshots(
     run, states, returns = None, [], []
     for i, until in enumerate(bounds):
         run = jaxrl.train(agent, seed, start=run, until=int(until), progress=meter)
+        if run.interrupted:
+            raise KeyboardInterrupt  # sets of a half-trained agent are none
         # The replay memory is no part of the policy, and large.
         state = run.state._replace(replay=None) if hasattr(run.state, "replay") else run.state
         states.append(jax.tree.map(jnp.copy, state))
