@@ -124,6 +124,8 @@ def resume(folder: Path, steps: int | None, command: str) -> tuple[Experiment, d
         config = json.loads((folder / "config.json").read_text())
     except (OSError, json.JSONDecodeError):
         raise ValueError(f"{folder} is not a run: it has no config.json") from None
+    if "evaluations" not in config:
+        raise ValueError(f"{folder} was written by another version of jaxrl: it cannot go on")
     values = config["hyperparameters"]
     done = False
     with contextlib.suppress(OSError, json.JSONDecodeError):
@@ -275,6 +277,8 @@ class RunFolder:
 
         Raises: ValueError where there is no such member.
         """
+        if "checkpoints" not in self.summary:
+            raise ValueError(f"{self.path} was written by another version of jaxrl")
         count = len(self.summary["members"])
         if only is not None and not 0 <= only < count:
             raise ValueError(f"member {only} is outside 0..{count - 1} of {self.path}")

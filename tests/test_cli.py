@@ -290,6 +290,14 @@ def test_states_come_back_as_they_were(sweep_folder):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("words", [["train", "--resume"], ["eval"]])
+def test_a_folder_of_another_version_is_told(words, tmp_path, capsys):
+    for name in ("config.json", "summary.json"):
+        (tmp_path / name).write_text("{}")
+    assert main([*words, str(tmp_path)]) == 2
+    assert "was written by another version of jaxrl" in capsys.readouterr().err
+
+
 def test_eval(sweep_folder, capsys):
     assert main(["eval", str(sweep_folder), "--member", "7", "--episodes", "2"]) == 0
     shown = capsys.readouterr().out
