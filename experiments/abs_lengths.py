@@ -51,7 +51,7 @@ def main() -> None:
             # of one vmapped loop would all wait for the slowest.
             population = jaxrl.sweep(
                 agent.replace(**setting), seeds=args.seeds, batch_size=2, progress=meter
-            )
+            ).whole()
             final = population.evaluate().returns.mean(axis=1)
             mean, low, high = mean_ci(final)
             results[label] = {

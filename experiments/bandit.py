@@ -97,7 +97,7 @@ def learn(
         )
         populations[agent.name] = jaxrl.sweep(
             agent, {"temperature": list(temperatures)}, seeds=seeds
-        )
+        ).whole()
     return populations
 
 

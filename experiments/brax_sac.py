@@ -102,7 +102,7 @@ def run_ours(
     from experiments import launch
 
     agent = launch.assemble("sac", env, [], steps=steps, seeds=seeds, sweep=False).agent
-    returns = jaxrl.sweep(agent, seeds=seeds).evaluate(EPISODES).returns
+    returns = jaxrl.sweep(agent, seeds=seeds).whole().evaluate(EPISODES).returns
     return [float(x) for x in returns.mean(axis=1)]
 
 

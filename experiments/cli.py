@@ -1,4 +1,4 @@
-"""The `jaxrl` command: train, sweep, collect, eval, plot, list.
+"""The `jaxrl` command: train, sweep, collect, eval, watch, plot, list.
 
 Only the command that is asked for imports what it needs, so that `--help` and the listings answer
 at once. Bad input ends with one line on standard error and exit status 2, nothing compiled.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -17,9 +19,10 @@ from typing import TYPE_CHECKING, NoReturn
 from experiments import parse
 
 if TYPE_CHECKING:
-    from jaxrl.population import Progress
+    from jaxrl.sinks import Sinks
 
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+DIVERGED = 1  # where --on-nan stop ended the run
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command; returns the exit status: 0, 2 for bad input, 130 for Ctrl-C, DIVERGED."""
     words = list(sys.argv[1:] if argv is None else argv)
     args, extra = parser().parse_known_args(words)
     misplaced = [word for word in extra if word.startswith("-") or not hasattr(args, "settings")]
@@ -42,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.settings += extra
     args.line = shlex.join(["jaxrl", *words])
     try:
-        return args.command(args)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", category=UserWarning, module="jaxrl|experiments")
+            warnings.showwarning = warn  # type: ignore[assignment]
+            return args.command(args)
     except ValueError as error:
         fail(str(error))
         return 2
@@ -53,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fail(message: str) -> None:
     print(f"jaxrl: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def warn(message: Warning | str, *_: object) -> None:
+    print(f"jaxrl: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def parser() -> Parser:
@@ -88,6 +98,26 @@ def parser() -> Parser:
             type=positive,
             default=2,
             help="newest checkpoints to keep, besides the best (default: 2)",
+        )
+        command.add_argument(
+            "--tensorboard", action="store_true", help="event files into OUT/tensorboard as well"
+        )
+        command.add_argument(
+            "--wandb",
+            metavar="PROJECT",
+            help="a run of Weights & Biases as well (offline with WANDB_MODE=offline)",
+        )
+        command.add_argument(
+            "--log-member",
+            metavar="I",
+            type=natural,
+            help="TensorBoard and Weights & Biases get this member (default: the mean)",
+        )
+        command.add_argument(
+            "--on-nan",
+            choices=("report", "stop"),
+            default="report",
+            help="where a member's loss or parameters are not finite: leave it out, or stop",
         )
         command.add_argument(
             "--data",
@@ -135,6 +165,12 @@ def parser() -> Parser:
     evaluate.add_argument("--seed", type=natural, default=0, help="of the episodes")
     evaluate.add_argument(
         "--stochastic", action="store_true", help="sample actions instead of taking the best"
+    )
+
+    watch = add("watch", watch_command, "show the curves of a run that goes on, or has ended")
+    watch.add_argument("run", metavar="DIR", type=Path)
+    watch.add_argument(
+        "--every", metavar="SECONDS", type=positive, default=5, help="between drawings (default: 5)"
     )
 
     plot = add("plot", plot_command, "draw the learning curves of one or several runs")
@@ -186,6 +222,7 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
     jaxrl.use_all_cores()
     jaxrl.use_compilation_cache()
     from experiments import curves, launch, report, runs
+    from jaxrl.sinks import Sinks
 
     if args.resume:
         out = args.resume
@@ -212,25 +249,21 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
     with folder:
         if not args.resume:
             runs.write_config(out, experiment, args.line, evaluations, episodes)
-        with report.Meter(experiment.total_steps) as meter:
+        meter = report.Meter(experiment.total_steps)
+        with meter, sinks_of(args, out, len(experiment.settings) * len(experiment.seeds)) as log:
             if experiment.recipe:
                 meter.say(f"recipe {experiment.recipe.name}: {experiment.recipe.line()}")
-            log = report.JsonLines(out / "log.jsonl")
-
-            def progress(newest: Progress) -> None:
-                meter(newest)
-                log(newest)
-
             population = jaxrl.sweep(
                 experiment.agent,
                 experiment.settings,
                 seeds=experiment.seeds,
                 evaluations=evaluations,
                 announce=meter.say,
-                progress=progress,
+                progress=Sinks([meter, log]),
                 checkpoints=jaxrl.Checkpoints(
                     out / runs.CHECKPOINTS, args.checkpoint_every, args.keep
                 ),
+                on_nan=args.on_nan,
             )
         summary = runs.save(out, experiment, population, population.evaluate(episodes))
     curves.draw([runs.open_run(out)], out / "curve.png")
@@ -238,9 +271,26 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
     print(f"{out}: summary.json, metrics.npz, checkpoints, {out / 'curve.png'}")
     if population.interrupted:
         command = "sweep" if sweep else "train"
-        fail(f"interrupted; go on with: jaxrl {command} --resume {shlex.quote(str(out))}")
-        return INTERRUPTED
+        diverged = args.on_nan == "stop" and bool((population.diverged_at >= 0).any())
+        why = "a member is not finite; go on without it" if diverged else "interrupted; go on with"
+        fail(f"{why}: jaxrl {command} --resume {shlex.quote(str(out))}")
+        return DIVERGED if diverged else INTERRUPTED
     return 0
+
+
+def sinks_of(args: argparse.Namespace, out: Path, members: int) -> Sinks:
+    """Where the run's progress is written to, as the options say."""
+    from jaxrl import sinks
+
+    if args.log_member is not None and args.log_member >= members:
+        raise ValueError(f"--log-member {args.log_member} is outside 0..{members - 1}")
+    found: list[sinks.Sink] = [sinks.JsonLines(out / "log.jsonl")]
+    if args.tensorboard:
+        found.append(sinks.TensorBoard(out / "tensorboard", args.log_member))
+    if args.wandb is not None:
+        config = json.loads((out / "config.json").read_text())
+        found.append(sinks.Wandb(args.wandb, config, args.log_member, dir=str(out)))
+    return sinks.Sinks(found)
 
 
 def check_resume(args: argparse.Namespace) -> None:
@@ -256,7 +306,7 @@ def check_resume(args: argparse.Namespace) -> None:
     if given:
         raise ValueError(
             f"{' '.join(given)}: --resume goes on with the settings that {args.resume} has; "
-            "only --steps, --checkpoint-every and --keep can be given"
+            "only --steps and options of saving, logging and --on-nan can be given"
         )
 
 
@@ -313,6 +363,13 @@ def eval_command(args: argparse.Namespace) -> int:
     mean, *interval = map(float, mean_ci(means))
     if len(means) > 1:
         print(f"mean over members {report.number(mean)}, 95% {report.interval_text(interval)}")
+    return 0
+
+
+def watch_command(args: argparse.Namespace) -> int:
+    from experiments.watch import watch
+
+    watch(args.run, args.every)
     return 0
 
 

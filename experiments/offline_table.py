@@ -121,9 +121,7 @@ def main() -> None:
                 evaluations=args.evaluations,
                 episodes=args.episodes,
                 progress=meter,
-            )
-            if population.interrupted:  # what is half trained is no result
-                raise SystemExit(130)
+            ).whole()
             last = population.evaluate(args.episodes).returns.mean(axis=1)
             best = population.evaluations["returns"].mean(axis=2).max(axis=1)
             cell: dict[str, Any] = {}

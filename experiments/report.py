@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,31 +18,6 @@ if TYPE_CHECKING:
     from jaxrl.population import Progress
 
 PLAIN_LINES = 10  # how often a run reports where there is no terminal to draw a bar on
-
-
-class JsonLines:
-    """Progress as a line of JSON for each chunk, appended at once: readable while a run goes on.
-
-    A line has `program` (how many a sweep has begun), `iteration`, `env_steps` of all members,
-    `seconds`, and the means of all metrics over members, null where there is none.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.program, self.iteration = path, 1, 0
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.iteration <= self.iteration:
-            self.program += 1
-        self.iteration = progress.iteration
-        line = {
-            "program": self.program,
-            "iteration": progress.iteration,
-            "env_steps": progress.env_steps,
-            "seconds": round(progress.seconds, 3),
-            **{k: v if math.isfinite(v) else None for k, v in progress.metrics.items()},
-        }
-        with self.path.open("a") as file:
-            print(json.dumps(line), file=file)
 
 
 class Meter:
@@ -185,6 +158,9 @@ def results(summary: dict[str, Any]) -> None:
         f"{summary['episodes_per_member']} fresh episodes each"
     )
     table(columns, rows, right=columns)
+    out = sum(member["diverged_at"] is not None for member in summary["members"])
+    if out:
+        print(f"without {out} of {len(summary['members'])} members, which became non-finite")
     if summary["unfinished_episodes"]:
         print(f"{summary['unfinished_episodes']} evaluation episodes were cut off unfinished")
     unit = "gradient steps" if summary.get("data") else "environment steps"

@@ -198,6 +198,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of summary.json. An interval of fewer than two members is [null, null].
 
+    A member whose loss or parameters were not finite has the iteration in "diverged_at", null for
+    a return, and no part in any mean.
+
     Where agents were evaluated during training, "best" values are those of each member's best
     evaluation, beside those of its final policy. Where the data's reference returns are known,
     "score" values are normalised by them, 0 for a random policy and 100 for an expert.
@@ -238,8 +241,15 @@ def summarise(
         "best": max(settings, key=lambda s: -np.inf if np.isnan(s["mean"]) else s["mean"]),
         "settings": settings,
         "members": [
-            {"hyperparameters": base | row, "seed": table["seed"], "final_return": value}
-            for row, table, value in zip(overrides, population.table, final, strict=True)
+            {
+                "hyperparameters": base | row,
+                "seed": table["seed"],
+                "final_return": value,
+                "diverged_at": None if np.isnan(diverged_at) else int(diverged_at),
+            }
+            for row, table, value, diverged_at in zip(
+                overrides, population.table, final, population.diverged_at, strict=True
+            )
         ],
         "checkpoints": [rows for rows, _ in population.batches],
     }

@@ -197,6 +197,10 @@ class Agent:
         """Environment steps taken so far where iterations vary in length, else None."""
         return None
 
+    def learned(self, state: Any) -> Any:
+        """What of a state must stay finite: its `params`, where it has a field of that name."""
+        return getattr(state, "params", ())
+
     def progress(self, state: Any, t: jax.Array) -> jax.Array:
         """The part of `total_steps` taken before iteration t, in [0, 1): what schedules follow."""
         taken = self.env_steps(state)

@@ -74,6 +74,7 @@ class Store:
         from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+        _quieten()
         self.every = checkpoints.every
         self.folder = checkpoints.folder.absolute()
         self.belongs_to = json.loads(json.dumps(belongs_to))
@@ -133,15 +134,28 @@ class Store:
         history: dict[str, np.ndarray],
         score: float,
         seconds: float,
-    ) -> None:
-        """Save states after `iteration`, and what was recorded since the save before.
+    ) -> bool:
+        """Save states after `iteration`, and what was recorded since the last that succeeded.
 
-        Returns once the states are copied; they are written while training goes on.
+        Returns once the states are copied; they are written while training goes on. Where that
+        fails, as on a full disk, it warns and returns False: what was saved before stays.
         """
+        self.saved_at = time.perf_counter()
+        path = self.folder / HISTORY / f"{self.iteration:010d}-{iteration:010d}.npz"
+        try:
+            _write(path, history)
+            self._save_states(iteration, states, score, seconds)
+        except Exception as error:  # whatever a writer raises, also that of the save before
+            path.unlink(missing_ok=True)
+            self._warn_of(error)
+            return False
+        self.iteration = iteration
+        return True
+
+    def _save_states(self, iteration: int, states: Any, score: float, seconds: float) -> None:
         from orbax.checkpoint.args import Composite, JsonSave, StandardSave
 
         states = jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x), states)
-        _write(self.folder / HISTORY / f"{self.iteration:010d}-{iteration:010d}.npz", history)
         about = {
             "belongs_to": self.belongs_to,
             "checksum": checksum(states),
@@ -153,13 +167,21 @@ class Store:
             args=Composite(states=StandardSave(states), about=JsonSave(_sealed(about))),
             metrics={"return": score if np.isfinite(score) else -1e30},
         )
-        self.iteration = iteration
-        self.saved_at = time.perf_counter()
+
+    def _warn_of(self, error: Exception) -> None:
+        line = " ".join(str(error).split())[:200]
+        warnings.warn(
+            f"cannot save to {self.folder} ({line}): training goes on, what was saved before stays",
+            stacklevel=4,
+        )
 
     def close(self) -> None:
         """Wait until everything is written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        try:
+            self.manager.wait_until_finished()
+            self.manager.close()
+        except Exception as error:
+            self._warn_of(error)
         self.lock.close()
 
 
@@ -172,6 +194,7 @@ def read(folder: Path, like: Any) -> Saved:
 
     folder = folder.absolute()
     options = CheckpointManagerOptions(read_only=True)
+    _quieten()
     with CheckpointManager(folder, options=options) as manager:
         saved = _newest(manager, folder, like, None)
     if saved is None:
@@ -179,13 +202,17 @@ def read(folder: Path, like: Any) -> Saved:
     return saved
 
 
-def _not_forgotten(record: logging.LogRecord) -> bool:
-    """False for pages of text about the tasks that orbax forgets where one array is damaged."""
-    return "async_deserialize" not in record.getMessage()
+def _no_pages(record: logging.LogRecord) -> bool:
+    """False for what orbax logs at length: errors that it raises as well, tasks it forgets."""
+    return "orbax" not in record.pathname and "async_deserialize" not in record.getMessage()
+
+
+def _quieten() -> None:
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_no_pages)
 
 
 def _newest(manager: Any, folder: Path, like: Any, belongs_to: Any) -> Saved | None:
-    logging.getLogger("asyncio").addFilter(_not_forgotten)
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
         try:
@@ -283,8 +310,11 @@ def _is_key(x: Any) -> bool:
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """An .npz file that is there whole or not at all."""
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,16 @@ def place(tree: Any, mesh: Mesh, specs: Any = MEMBERS) -> Any:
     return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
 
 
-_programs: dict[Any, Any] = {}
+# The last programs that were asked for: each maps memory that the system has a limited number of.
+_programs: OrderedDict[Any, Any] = OrderedDict()
+PROGRAMS = 64
 
 
 def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
     """The compiled program of a jitted function for these arguments, and the seconds it took.
 
-    Compiling apart from running is what lets the two be reported apart. Programs are kept: the
-    same function, static arguments, tree structure, shapes and placement compile once.
+    Compiling apart from running is what lets the two be reported apart. The last PROGRAMS of them
+    are kept: the same function, statics, tree structure, shapes and placement compile once.
     """
 
     def describe(x: Any) -> Any:
@@ -78,4 +81,7 @@ def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
         start = time.perf_counter()
         _programs[key] = jitted.lower(*args, **statics).compile()
         seconds = time.perf_counter() - start
+        if len(_programs) > PROGRAMS:
+            _programs.popitem(last=False)
+    _programs.move_to_end(key)
     return _programs[key], seconds

@@ -63,5 +63,15 @@ def finished(agents: Any, states: Any) -> jax.Array:
     return env_steps >= agents.total_steps
 
 
+def all_finite(agents: Any, states: Any) -> jax.Array:
+    """Which members' parameters are all finite (members,)."""
+    leaves = jax.tree.leaves(agents.learned(states))
+    real = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    finite = jnp.ones(states.key.shape, bool)
+    for x in real:
+        finite &= jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+    return finite
+
+
 def _where(condition: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y)

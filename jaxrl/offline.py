@@ -72,6 +72,9 @@ class Offline(Agent):
         """An action in the environment's own units."""
         return action if self.discrete else spaces.to_box(self.action_space, action)
 
+    def learned(self, state: OfflineState) -> Any:
+        return state.learner
+
     def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
         return moments.normalize(obs) if self.normalize_observations else obs
 

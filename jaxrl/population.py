@@ -10,6 +10,7 @@ import contextlib
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from jaxrl.agent import Tag, derive
 from jaxrl.checkpoint import Checkpoints, Store, checksum
 from jaxrl.devices import MEMBERS, compiled, place
 from jaxrl.evaluate import Evaluation, evaluate
-from jaxrl.loop import finished, iterate
+from jaxrl.loop import all_finite, finished, iterate
 from jaxrl.members import for_each, layout, map_members, specs
 
 CHUNKS = 100  # pieces that a run is cut into, between which the host may act
@@ -32,15 +33,28 @@ CHUNK_SECONDS = 10.0  # pieces that last longer are cut again, but for the first
 
 
 class Progress(NamedTuple):
-    """What a `progress` callback gets between chunks; metrics are means over members."""
+    """What a `progress` callback gets between chunks.
+
+    Attributes:
+        iteration, iterations: done, and of the whole run.
+        env_steps, total_steps: done, and of the whole run, of all members together.
+        seconds: that the run has taken, without compiling.
+        metrics: means over the chunk and the members, and `evaluation_return` where it ended with
+            an evaluation; NaN where there is no value.
+        by_member: the same for each member (members,).
+        rows: the members' numbers in the sweep.
+        program: which of the sweep's programs this is, from 0.
+    """
 
     iteration: int
     iterations: int
     env_steps: int
     total_steps: int
-    members: int
     seconds: float
     metrics: dict[str, float]
+    by_member: dict[str, np.ndarray]
+    rows: list[int]
+    program: int
 
 
 class Trained(NamedTuple):
@@ -52,6 +66,7 @@ class Trained(NamedTuple):
     env_steps: np.ndarray
     iterations: np.ndarray
     evaluations: dict[str, np.ndarray]
+    diverged_at: np.ndarray
     compile_seconds: float
     run_seconds: float
     interrupted: bool
@@ -67,6 +82,9 @@ def run_population(
     states: Any = None,
     first: int = 0,
     last: int | None = None,
+    rows: list[int] | None = None,
+    program: int = 0,
+    stop_on_nan: bool = False,
 ) -> Trained:
     """Train members that share one program, spread over the local devices.
 
@@ -77,25 +95,31 @@ def run_population(
         checkpoints: where to save, and what to go on from where there is something.
         states: stacked states to go on from at iteration `first`, instead of fresh ones.
         last: stop after this iteration.
+        rows, program: the members' numbers in a sweep, and that of their program, for reports.
+        stop_on_nan: stop once the loss or the parameters of a member are not finite.
+
+    A member whose loss or parameters are not finite is warned of and trains on, to no effect on
+    the others; from there on its metrics and returns are NaN, which is "missing" everywhere.
     """
     begin, compile_seconds = time.perf_counter(), 0.0
     members = len(seeds)
-    mesh, rows = layout(members)
-    spread = map_members(lambda x: x[rows], agents)
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[rows])
+    rows = list(range(members)) if rows is None else rows
+    mesh, filled = layout(members)
+    spread = map_members(lambda x: x[filled], agents)
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[filled])
     store = Store(checkpoints, _identity(agents, seeds)) if checkpoints else None
     saved = store.restore(jax.eval_shape(_initialise, agents, keys[:members])) if store else None
     history: list[dict[str, np.ndarray]] = []
     if saved is not None:
         first, history = saved.iteration, saved.history
         begin -= saved.seconds
-        states = jax.tree.map(lambda x: x[rows], saved.states)
+        states = jax.tree.map(lambda x: x[filled], saved.states)
         saved = saved._replace(states=None)  # not twice in memory
     elif states is None:
         initialise, compile_seconds = compiled(_initialise, spread, keys)
         states = jax.block_until_ready(initialise(spread, keys))
     else:
-        states = jax.tree.map(lambda x: x[rows], states)
+        states = jax.tree.map(lambda x: x[filled], states)
     spread, states = place(spread, mesh, specs(spread)), place(states, mesh)
 
     # Where the host acts follows from the whole run, not from where this part begins and ends.
@@ -110,6 +134,7 @@ def run_population(
     steps_taken = np.zeros(members, int)
     for piece in history:
         steps_taken = np.maximum(steps_taken, piece["env_steps"].max(axis=1, initial=0))
+    diverged_at = history[-1]["diverged_at"][:, -1] if history else np.full(members, np.nan)
     interrupted = False
 
     # Closing waits for what is being written, whatever ends the loop.
@@ -121,41 +146,60 @@ def run_population(
             chunk, seconds = compiled(_chunk, *args, mesh=mesh, length=length)
             compile_seconds += seconds
             chunk_begin = time.perf_counter()
-            states, done, made = chunk(*args)
+            states, done, finite, made = chunk(*args)
             piece = jax.tree.map(lambda x, n=stop - t: np.asarray(x)[:members, :n], made)
             limit = max(1, int(CHUNK_SECONDS * (stop - t) / (time.perf_counter() - chunk_begin)))
-            t = stop
             steps_taken = np.maximum(steps_taken, piece["env_steps"].max(axis=1))
             metrics = piece.pop("metrics")
+            newly = _diverged(metrics, np.asarray(finite)[:members]) + t
+            newly = np.where(np.isnan(diverged_at), newly, np.nan)
+            for i in np.flatnonzero(~np.isnan(newly)):
+                warnings.warn(
+                    f"member {rows[i]} (seed {seeds[i]}) has a loss or parameters that are not "
+                    f"finite after iteration {newly[i]:.0f}: it is left out of all statistics",
+                    stacklevel=2,
+                )
+            diverged_at = np.fmin(diverged_at, newly)
+            piece["diverged_at"] = diverged_at[:, None]
+            out = np.arange(t, stop) >= diverged_at[:, None]
+            metrics = {name: np.where(out, np.nan, values) for name, values in metrics.items()}
+            t = stop
             piece |= {f"metrics/{name}": values for name, values in metrics.items()}
             ended = bool(np.all(done))
             if t in targets or (ended and evaluations):
                 args = spread, states, _member_keys(states.key, Tag.EVALUATE, t)
-                program, seconds = compiled(_evaluate_all, *args, mesh=mesh, episodes=episodes)
+                test, seconds = compiled(_evaluate_all, *args, mesh=mesh, episodes=episodes)
                 compile_seconds += seconds
                 piece["evaluation_steps"] = steps_taken[:, None].astype(float)
-                piece["evaluation_returns"] = np.asarray(program(*args).returns)[:members, None]
+                returns = np.array(test(*args).returns)[:members, None]
+                returns[~np.isnan(diverged_at)] = np.nan
+                piece["evaluation_returns"] = returns
             unsaved.append(piece)
             if progress is not None:
+                if "evaluation_returns" in piece:
+                    metrics["evaluation_return"] = piece["evaluation_returns"][:, 0]
                 progress(
                     Progress(
                         t,
                         agents.num_iterations,
                         int(steps_taken.sum()),
                         agents.total_steps * members,
-                        members,
                         time.perf_counter() - begin - compile_seconds,
-                        {name: _mean(values) for name, values in metrics.items()},
+                        {name: float(_mean(values)) for name, values in metrics.items()},
+                        {name: _mean(values, axis=1) for name, values in metrics.items()},
+                        rows,
+                        program,
                     )
                 )
-            interrupted = stop_asked.is_set()
+            interrupted = stop_asked.is_set() or (stop_on_nan and bool((~np.isnan(newly)).any()))
             over = interrupted or ended or t == last
             if store is not None and (over or store.due()):
-                history.append(_join(unsaved))
-                unsaved = []
+                newest = _join(unsaved)
                 kept = jax.tree.map(lambda x: x[:members], states)
                 seconds = time.perf_counter() - begin - compile_seconds
-                store.save(t, kept, history[-1], _score(history), seconds)
+                if store.save(t, kept, newest, _score([*history, newest]), seconds):
+                    history.append(newest)
+                    unsaved = []
             if over:
                 break
 
@@ -178,6 +222,7 @@ def run_population(
             "env_steps": joined.get("evaluation_steps", np.zeros((members, 0))),
             "returns": joined.get("evaluation_returns", np.zeros((members, 0, episodes))),
         },
+        diverged_at,
         compile_seconds,
         time.perf_counter() - begin - compile_seconds,
         interrupted,
@@ -197,8 +242,9 @@ def evaluate_population(
     program, _ = compiled(
         _evaluate_all, *args, mesh=mesh, episodes=episodes, deterministic=deterministic
     )
-    result = program(*args)
-    return jax.tree.map(lambda x: np.asarray(x)[:members], result)
+    result = jax.tree.map(lambda x: np.array(x)[:members], program(*args))
+    result.returns[~np.isnan(trained.diverged_at)] = np.nan
+    return result
 
 
 @jax.jit
@@ -226,7 +272,7 @@ def _chunk(agents: Any, states: Any, t: Any, stop: Any, *, mesh: Any, length: in
 
         states, rows = iterate(step, agents, states, t, stop, length)
         rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
-        return states, finished(agents, states), rows
+        return states, finished(agents, states), all_finite(agents, states), rows
 
     spread = jax.shard_map(
         local,
@@ -257,14 +303,31 @@ def _evaluate_all(
     return spread(agents, states, keys)
 
 
+def _diverged(metrics: dict[str, np.ndarray], finite: np.ndarray) -> np.ndarray:
+    """The iteration of a chunk, from 0, after which a member is not finite any more; NaN: it is.
+
+    `finite` tells of the parameters at the chunk's end, the losses (members, n) tell since when.
+    """
+    length = next(iter(metrics.values())).shape[1]
+    found = np.where(finite, np.nan, length - 1)
+    for values in (x for name, x in metrics.items() if name.endswith("loss")):
+        infinite = np.isinf(values)
+        first = np.where(infinite.any(axis=1), infinite.argmax(axis=1), np.nan)
+        # NaN alone may be no value at all; up to the end of a lost member it is the loss.
+        trailing = (~np.isfinite(values))[:, ::-1].cumprod(axis=1).sum(axis=1)
+        found = np.fmin(found, np.fmin(first, np.where(finite, np.nan, length - trailing)))
+    return found
+
+
 def _member_keys(keys: jax.Array, tag: Tag, t: int) -> jax.Array:
     return jax.vmap(lambda key: derive(key, tag, t))(keys)
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
     """Mean of what is not NaN, NaN where all is."""
-    valid = values[~np.isnan(values)]
-    return float(valid.mean()) if valid.size else float("nan")
+    valid = ~np.isnan(values)
+    number = np.where(valid.any(axis), valid.sum(axis), np.nan)
+    return np.where(valid, values, 0).sum(axis) / number
 
 
 def _join(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -280,8 +343,8 @@ def _score(history: list[dict[str, np.ndarray]]) -> float:
     """The members' mean return of late: of the newest evaluation, else of training episodes."""
     for piece in reversed(history):
         if "evaluation_returns" in piece:
-            return _mean(piece["evaluation_returns"][:, -1])
-    return _mean(history[-1].get("metrics/episode_return", np.full(1, np.nan)))
+            return float(_mean(piece["evaluation_returns"][:, -1]))
+    return float(_mean(history[-1].get("metrics/episode_return", np.full(1, np.nan))))
 
 
 def _identity(agents: Any, seeds: list[int]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jaxrl.evaluate import Evaluation
 from jaxrl.members import stack_agents
 from jaxrl.population import Progress, Trained, evaluate_population, run_population
 from jaxrl.replay import nbytes
-from jaxrl.train import Run, member
+from jaxrl.train import Run, check_on_nan, member
 
 
 class Lin(NamedTuple):
@@ -62,13 +62,16 @@ class Population:
         env_steps: steps taken by the end of each iteration (members, iterations), NaN likewise.
         evaluations: "env_steps" (members, k), "returns" (members, k, episodes).
         compile_seconds, run_seconds: time spent compiling, and all the rest.
-        interrupted: Ctrl-C stopped it early; `table` then lists the members that ran.
+        diverged_at: iteration after which a member's loss or parameters were not finite (members,),
+            NaN where they are. From there on its metrics and returns are NaN, which is "missing".
+        interrupted: Ctrl-C, or `on_nan`, stopped it early; `table` then lists the members that ran.
     """
 
     table: list[dict[str, Any]]
     metrics: dict[str, np.ndarray]
     env_steps: np.ndarray
     evaluations: dict[str, np.ndarray]
+    diverged_at: np.ndarray
     compile_seconds: float
     run_seconds: float
     interrupted: bool
@@ -76,6 +79,12 @@ class Population:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def whole(self) -> Population:
+        """This population; KeyboardInterrupt where it was stopped early. For scripts."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return self
 
     def select(self, i: int) -> Run:
         """Member `i` as an ordinary run: its agent and state act, evaluate and go on training."""
@@ -128,6 +137,7 @@ def sweep(
     announce: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    on_nan: str = "report",
 ) -> Population:
     """Train every setting with every seed, in one program per distinct static setting.
 
@@ -142,14 +152,17 @@ def sweep(
         checkpoints: where to save on the way, a folder within for each batch, from 0. A sweep whose
             folder has checkpoints already goes on from the newest.
         announce: called with a line for each program before anything compiles.
+        on_nan: a member whose loss or parameters become non-finite is warned of and stays out of
+            all statistics, and the others train on ("report"), or the sweep ends there ("stop").
 
     Raises:
-        ValueError: an unknown name, a value outside its range, an empty axis, no members;
-            checkpoints of another sweep, or none that can be read.
+        ValueError: an unknown name, a value outside its range, an empty axis, no members, an
+            unknown `on_nan`; checkpoints of another sweep, or none that can be read.
     """
     for name, value in (("random", random), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
+    check_on_nan(on_nan)
     settings = _settings(space, random)
     seed_list = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seed_list:
@@ -178,6 +191,9 @@ def sweep(
             episodes,
             progress,
             checkpoints.part(str(number)) if checkpoints else None,
+            rows=rows,
+            program=number,
+            stop_on_nan=on_nan == "stop",
         )
         done.append((rows, trained))
         if trained.interrupted:
@@ -282,6 +298,7 @@ def _population(table: list[dict[str, Any]], done: list[tuple[list[int], Trained
         {k: gather([run.metrics[k] for run in runs]) for k in runs[0].metrics},
         gather([run.env_steps for run in runs]),
         {k: gather([run.evaluations[k] for run in runs]) for k in runs[0].evaluations},
+        gather([run.diverged_at[:, None] for run in runs])[:, 0],
         sum(run.compile_seconds for run in runs),
         sum(run.run_seconds for run in runs),
         any(run.interrupted for run in runs),

@@ -30,7 +30,8 @@ class Run(NamedTuple):
         iteration: iterations done.
         evaluations: "env_steps" (k,) and "returns" (k, episodes) of evaluations during training.
         compile_seconds, run_seconds: time spent compiling, and all the rest.
-        interrupted: the run was stopped early by Ctrl-C.
+        diverged_at: the iteration after which loss or parameters were not finite; NaN: they are.
+        interrupted: the run was stopped early, by Ctrl-C or as `on_nan` says.
     """
 
     agent: Any
@@ -39,6 +40,7 @@ class Run(NamedTuple):
     env_steps: np.ndarray
     iteration: int
     evaluations: dict[str, np.ndarray]
+    diverged_at: float
     compile_seconds: float
     run_seconds: float
     interrupted: bool
@@ -69,6 +71,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     start: Run | None = None,
     until: int | None = None,
+    on_nan: str = "report",
 ) -> Run:
     """Train one agent for `agent.total_steps` environment steps.
 
@@ -84,11 +87,13 @@ def train(
         start: a run to go on from, up to `agent.total_steps`. Its learning goes on exactly where
             it stopped; schedules follow the new `total_steps`.
         until: stop after this iteration; schedules still follow `total_steps`.
+        on_nan: "report" or "stop", where loss or parameters are not finite; see `jaxrl.sweep`.
 
     Raises:
-        ValueError: `start` has nothing left to do; checkpoints of another run, or of none that can
-            be read.
+        ValueError: an unknown `on_nan`; `start` has nothing left to do; checkpoints of another run,
+            or of none that can be read.
     """
+    check_on_nan(on_nan)
     first = 0 if start is None else start.iteration
     taken = None if start is None else agent.env_steps(start.state)
     if first >= agent.num_iterations or (taken is not None and taken >= agent.total_steps):
@@ -108,8 +113,15 @@ def train(
         states=states,
         first=first,
         last=until,
+        stop_on_nan=on_nan == "stop",
     )
     return member(trained, 0)
+
+
+def check_on_nan(on_nan: str) -> None:
+    """Raise ValueError where `on_nan` is no choice."""
+    if on_nan not in ("report", "stop"):
+        raise ValueError(f"on_nan={on_nan!r} is not one of report, stop")
 
 
 def member(trained: Trained, i: int) -> Run:
@@ -125,6 +137,7 @@ def member(trained: Trained, i: int) -> Run:
         trained.env_steps[i, :rows],
         iterations,
         {name: values[i] for name, values in trained.evaluations.items()},
+        float(trained.diverged_at[i]),
         trained.compile_seconds,
         trained.run_seconds,
         trained.interrupted,

@@ -1,5 +1,6 @@
 """What several test files share: a minimal agent, comparisons, and a look into programs."""
 
+import math
 import signal
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ class Toy(Agent):
     rate: float = traced(0.5, "[0, 10]", "of change")
     num_envs: int = static(2, "[1, inf)", "environments")
     num_steps: int = static(4, "[1, inf)", "steps")
+    nan_iteration: float = traced(math.inf, "[0, inf]", "iteration that makes the weight NaN")
 
     @property
     def steps_per_iteration(self) -> int:
@@ -54,8 +56,12 @@ class Toy(Agent):
         noise = jax.random.normal(derive(state.key, Tag.LEARN, t))
         rare = lax.cond(t % 3 == 0, lambda w: jnp.sin(w), lambda w: 0.0 * w, state.weight)
         weight = 0.9 * state.weight + self.rate * (noise + steps.reward.mean()) + rare
-        metrics = {"weight": weight, **episodes.metrics()}
+        weight = jnp.where(t == self.nan_iteration, jnp.nan, weight)
+        metrics = {"weight": weight, "loss": state.weight**2, **episodes.metrics()}
         return ToyState(state.key, weight, actors), metrics
+
+    def learned(self, state):
+        return state.weight
 
     def policy(self, state, deterministic=True):
         return lambda obs, key: (state.weight > 0).astype(jnp.int32)

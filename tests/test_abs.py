@@ -38,6 +38,7 @@ def abs_agent(env=None, **changes):
 # Learning ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fixed_length_equals_pqn_bit_for_bit():
     """Eight steps: two epochs by eq. 10. Episodes end in both ways."""
     env = Chain(limit=3)
@@ -232,6 +233,7 @@ def test_population_of_varying_lengths():
     assert np.isnan(metrics["loss"][alone.iteration :]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("often")
 def test_going_on_equals_one_long_run():
     agent = abs_agent(OFTEN, total_steps=1200)

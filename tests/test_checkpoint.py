@@ -1,5 +1,7 @@
 """Checkpoints: a run that was stopped goes on bit for bit; damaged ones are told apart."""
 
+import resource
+
 import jax
 import numpy as np
 import pytest
@@ -92,6 +94,7 @@ def test_more_steps_go_on_from_the_end(tmp_path):
     assert_same(longer.state, jaxrl.train(toy(iterations=30)).state)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_each_of_its_programs(tmp_path):
     checkpoints = Checkpoints(tmp_path, every=0)
     space = {"rate": [0.1, 0.5], "num_envs": [2, 3]}
@@ -248,6 +251,32 @@ def test_a_folder_that_cannot_be_written_is_found_before_compiling(tmp_path):
     with pytest.raises(ValueError, match="cannot write to"):
         jaxrl.train(toy(rate=0.11), checkpoints=Checkpoints(tmp_path / "file"))
     assert Toy.traces == traces
+
+
+def test_a_full_disk_costs_nothing_that_is_there(tmp_path):
+    """From one iteration to another no file can grow: training goes on, and so does saving."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def progress(report):
+        if report.iteration in (8, 14):
+            limit = 0 if report.iteration == 8 else hard
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            kept.append(files(tmp_path))
+
+    kept = []
+    try:
+        with pytest.warns(UserWarning, match=r"cannot save to .* what was saved before stays"):
+            run = jaxrl.train(toy(), progress=progress, checkpoints=Checkpoints(tmp_path, every=0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert {"7", "6"} & set(kept[1]) <= set(kept[0])
+    assert {"7", "6"} & set(kept[1])
+    assert {"19", "20"} <= set(files(tmp_path))
+    whole = jaxrl.train(toy())
+    assert_same(run.metrics, whole.metrics)
+    again = jaxrl.train(toy(iterations=25), checkpoints=Checkpoints(tmp_path))
+    assert_same(again.state, jaxrl.train(toy(iterations=25)).state)
+    assert_same(again.metrics, jaxrl.train(toy(iterations=25)).metrics)
 
 
 @pytest.mark.parametrize(

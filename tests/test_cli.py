@@ -218,7 +218,7 @@ def test_progress_adds_up_programs(capsys):
     meter = Meter(total_steps=400)
     for iteration, iterations, env_steps in [(1, 1, 100), (1, 2, 100), (2, 2, 200), (3, 9, 120)]:
         metrics = {"episode_return": float("nan")}
-        meter(Progress(iteration, iterations, env_steps, 200, 1, 1.0, metrics))
+        meter(Progress(iteration, iterations, env_steps, 200, 1.0, metrics, {}, [0], 0))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == ["25%", "50%", "75%", "100%"]
 
@@ -261,7 +261,7 @@ def test_run_folder(sweep_folder):
     assert (sweep_folder / "curve.png").stat().st_size > 10_000
     lines = [json.loads(line) for line in (sweep_folder / "log.jsonl").read_text().splitlines()]
     assert [(x["program"], x["iteration"]) for x in lines] == [
-        (p, i) for p in (1, 2) for i in (1, 2, 3, 4)
+        (p, i) for p in (0, 1) for i in (1, 2, 3, 4)
     ]
     assert lines[-1]["env_steps"] == 8 * 256
     second = [i for i, m in enumerate(members) if m["hyperparameters"]["activation"] == "relu"]
@@ -330,3 +330,43 @@ def test_plot_overlays_runs(sweep_folder, tmp_path, capsys):
     assert main(["plot", str(sweep_folder), "--out", str(tmp_path / "no" / "a.png")]) == 2
     assert main(["plot", str(sweep_folder), "--out", str(tmp_path / "a.xyz")]) == 2
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_logs_of_all_kinds_and_a_member_that_is_not_finite(tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["sweep", "ppo", "CartPole-v1", "learning_rate=1e-3,1e38", *TINY, "--out", str(out)]
+    assert main([*command, "--tensorboard", "--log-member", "0", "--on-nan", "stop"]) == 1
+    shown = capsys.readouterr()
+    assert "jaxrl: warning: member 1 (seed 0) has a loss or parameters that are" in shown.err
+    assert f"go on without it: jaxrl sweep --resume {out}" in shown.err
+    assert "without 1 of 2 members" in shown.out
+    summary = json.loads((out / "summary.json").read_text())
+    assert [m["diverged_at"] for m in summary["members"]] == [None, 0]
+    assert summary["members"][1]["final_return"] is None
+    assert list((out / "tensorboard").rglob("*tfevents*"))
+
+    assert main(["sweep", "--resume", str(out)]) == 0
+    assert "without 1 of 2 members" in capsys.readouterr().out
+    (out / "curve.png").unlink()
+    assert main(["watch", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "ended, program 0, iteration 4, 512 steps" in shown
+    assert "steps of a member" in shown
+    assert (out / "curve.png").stat().st_size > 1000
+
+
+def test_watch_shows_a_run_that_goes_on(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["watch", str(tmp_path)]) == 0
+    assert "nothing to show yet" in capsys.readouterr().out
+    lines = [
+        {"program": 0, "members": 2, "iteration": i, "env_steps": 2 * i, "episode_return": i / 2}
+        for i in range(1, 6)
+    ]
+    text = "".join(json.dumps(line | {"seconds": 3.5}) + "\n" for line in lines)
+    (tmp_path / "log.jsonl").write_text(text + '{"program": 0, "mem')  # the last is being written
+    assert main(["watch", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "running, program 0, iteration 5, 10 steps in 4 s, return 2.50" in shown
+    assert (tmp_path / "curve.png").exists()
+    assert main(["watch", str(tmp_path / "no")]) == 2

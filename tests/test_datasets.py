@@ -157,6 +157,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
         datasets.write(tmp_path / "folder" / "a.hdf5", Recording(*arrays().values()))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of what the dataset does not say of itself
 def test_minari(tmp_path, monkeypatch):
     """A dataset that Minari wrote, with an episode that terminates and one that is cut, is learnt

@@ -83,11 +83,13 @@ def check_traced(env, params):
     np.testing.assert_allclose(longer["final"][1, :2], data["final"][1, :2], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_inverted_pendulum():
     env, params = check_table(PENDULUM)
     check_traced(env, params)
 
 
+@pytest.mark.slow
 def test_inverted_pendulum_steps_as_brax_does():
     env, params = envs_jax.make(PENDULUM)
     check_against_raw(env, params)

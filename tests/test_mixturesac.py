@@ -122,6 +122,7 @@ def test_density_integrates_to_one_in_two_dimensions():
     )
 
 
+@pytest.mark.slow
 def test_samples_have_the_density():
     dist = jax.tree.map(lambda x: jnp.repeat(x, 200_000, axis=0), mixture(-1.0))
     action, log_prob = dist.sample_and_log_prob(KEY)
@@ -202,6 +203,7 @@ def test_variances(critic, log_std):
         assert mrp < ratio / 3
 
 
+@pytest.mark.slow
 def test_one_component_is_sac():
     """The same noise gives the same loss, entropy and gradient, bit for bit."""
     dist, q = mixture(-1.0, num_components=1), CRITICS["smooth"]

@@ -130,6 +130,7 @@ def test_refused_without_data(cls):
         make(cls, ActionChoice(continuous=True), None)
 
 
+@pytest.mark.slow
 def test_going_on_equals_one_long_run():
     env = ActionChoice(continuous=True)
     agent = make(IQL, env, bandit(env), steps=100, num_updates=10)

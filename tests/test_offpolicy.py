@@ -57,6 +57,7 @@ def make(cls, env, iterations=1000, **changes):
 # DQN --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dqn_reaches_the_known_answers():
     rows = known_answers()
     agent = make(DQN, any_of(rows), iterations=2500, target_period=20)

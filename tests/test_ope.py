@@ -1,6 +1,6 @@
 """Off-policy evaluation against the exact value of a small random process."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -52,16 +52,16 @@ def episodes(key, n):
     return jax.vmap(episode)(jax.random.split(key, n))
 
 
+@cache
+def recorded(datasets, n):
+    """Many datasets of n episodes: the same for all methods."""
+    draw = jax.jit(jax.vmap(partial(episodes, n=n)))
+    return draw(jax.random.split(jax.random.key(0), datasets))
+
+
 def estimates(method, datasets=4000, n=10):
     """The method's estimate on each of many datasets of n episodes."""
-
-    @jax.jit
-    @jax.vmap
-    def one(key):
-        reward, ratio, mask, s, a = episodes(key, n)
-        return method(reward, ratio, mask, s, a)
-
-    return np.asarray(one(jax.random.split(jax.random.key(0), datasets)), np.float64)
+    return np.asarray(jax.jit(jax.vmap(method))(*recorded(datasets, n)), np.float64)
 
 
 def plain(method, **options):
@@ -108,6 +108,7 @@ def test_variances_are_in_order():
     assert variance["dr"] < variance["pdis"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [ope.importance_sampling, ope.per_decision])
 def test_weighted_estimates_are_consistent(method):
     few = estimates(plain(method, weighted=True), n=2).mean()

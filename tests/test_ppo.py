@@ -58,6 +58,7 @@ def population():
     return jaxrl.sweep(agent, settings(PROBES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", range(len(PROBES)))
 def test_values_reach_the_known_answer(population, i):
     actual = values(population.select(i), PROBES[i].observations)
@@ -79,6 +80,7 @@ def test_what_is_not_normalised_has_no_statistics(population):
     assert state.reward_scale.moments.seen == 0
 
 
+@pytest.mark.slow
 def test_continuous_policy_finds_the_best_action():
     """The best actions of the last two are 1.5, and half of the observation, in [-2, 2]."""
     probes = [cls(continuous=True) for cls in (TwoSteps, ActionChoice, Match)]
@@ -207,6 +209,7 @@ def test_chunked_fused_and_population_agree():
     assert_close(rates.select(0).metrics, run.metrics, 1e-3)
 
 
+@pytest.mark.slow
 def test_going_on_equals_one_long_run():
     first = interrupted(AGENT, 4, seed=1)
     assert first.iteration == 4

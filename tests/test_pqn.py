@@ -52,6 +52,7 @@ def population():
     return jaxrl.sweep(agent, [*settings(PROBES), {"env.which": 0, "reward_scale": 0.1}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", range(len(PROBES)))
 def test_q_reaches_the_known_answer(population, i):
     actual = q_values(population.select(i), PROBES[i].observations)
@@ -64,6 +65,7 @@ def test_reward_scale_scales_q(population):
     assert (run.metrics["episode_return"] == 1).all()  # what is reported is not scaled
 
 
+@pytest.mark.slow
 def test_greedy_policy_finds_the_best_action(population):
     run = population.select(MATCH)
     best = jaxrl.evaluate(run.agent, run.state, KEY, episodes=32)

@@ -13,6 +13,7 @@ from probes import TimeLimit
 
 import jaxrl
 from jaxrl import Lin, Log, devices
+from jaxrl.population import _diverged
 from jaxrl.sweep import grid, random_search
 
 ENV = TimeLimit(limit=3)
@@ -202,6 +203,56 @@ def test_evaluation_draws_by_seed_and_member():
     result = population.evaluate(episodes=5, seed=1)
     assert result.returns.shape == result.lengths.shape == result.finished.shape == (3, 5)
     assert result.finished.all()
+
+
+def test_a_member_that_is_not_finite_is_out_and_disturbs_nobody(tmp_path):
+    settings = [{}, {"nan_iteration": 7.0}, {"rate": 0.1}]
+    healthy = jaxrl.sweep(toy(), [settings[0], {}, settings[2]], evaluations=4, episodes=2)
+    line = r"member 1 \(seed 0\) has a loss or .* not finite after iteration 7"
+    reports = []
+
+    def train(**options):
+        return jaxrl.sweep(
+            toy(), settings, evaluations=4, episodes=2, progress=reports.append, **options
+        )
+
+    with pytest.warns(UserWarning, match=line) as warned:
+        population = train(checkpoints=jaxrl.Checkpoints(tmp_path, every=0))
+    assert len(warned) == 1  # not at every iteration
+    np.testing.assert_array_equal(population.diverged_at, [np.nan, 7, np.nan])
+    for name, values in population.metrics.items():
+        np.testing.assert_array_equal(values[[0, 2]], healthy.metrics[name][[0, 2]])
+        assert np.isnan(values[1, 7:]).all()
+    assert np.isfinite(population.metrics["weight"][1, :7]).all()
+    returns = population.evaluate(3).returns
+    assert np.isnan(returns[1]).all()
+    np.testing.assert_array_equal(returns[[0, 2]], healthy.evaluate(3).returns[[0, 2]])
+    of_one = population.evaluations["returns"][1]
+    np.testing.assert_array_equal(
+        np.isnan(of_one).all(axis=1), population.evaluations["env_steps"][1] > 7 * 8
+    )
+    weights = population.metrics["weight"][[0, 2], -1]
+    assert reports[-1].metrics["weight"] == pytest.approx(weights.mean())
+
+    again = train(checkpoints=jaxrl.Checkpoints(tmp_path))  # nothing is left to do
+    np.testing.assert_array_equal(again.diverged_at, population.diverged_at)
+
+    with pytest.warns(UserWarning, match="not finite"):
+        stopped = train(on_nan="stop")
+    assert stopped.interrupted
+    assert stopped.env_steps.shape[1] < 20
+    with pytest.raises(KeyboardInterrupt):
+        stopped.whole()
+    with pytest.raises(ValueError, match="on_nan='no' is not one of report, stop"):
+        train(on_nan="no")
+
+
+def test_since_when_a_member_is_not_finite():
+    nan, inf = np.nan, np.inf
+    loss = [[1, nan, 2, 3], [nan, 1, nan, nan], [1, inf, 2, 2], [nan, nan, nan, nan], [1, 1, 1, 1]]
+    metrics = {"critic_loss": np.array(loss), "return": np.full((5, 4), nan)}
+    finite = np.array([True, False, True, True, False])
+    np.testing.assert_array_equal(_diverged(metrics, finite), [nan, 2, 1, nan, 3])
 
 
 def test_interrupted_sweep_keeps_the_members_that_ran():

@@ -27,7 +27,7 @@ def test_run_has_a_row_for_each_iteration():
     run = jaxrl.train(toy())
     assert run.iteration == 50
     np.testing.assert_array_equal(run.env_steps, 8 * np.arange(1, 51))
-    assert set(run.metrics) == {"weight", "episode_return", "episode_length", "episodes"}
+    assert set(run.metrics) == {"weight", "loss", "episode_return", "episode_length", "episodes"}
     assert all(values.shape == (50,) for values in run.metrics.values())
     np.testing.assert_array_equal(run.metrics["weight"][-1], run.state.weight)
     # Every third step ends an episode of three steps with reward 1 each.
@@ -64,7 +64,8 @@ def test_progress_reports_every_chunk(iterations):
     last = reports[-1]
     assert last.iteration == last.iterations == iterations
     assert last.env_steps == last.total_steps == 8 * iterations
-    assert last.members == 1
+    assert last.rows == [0]
+    assert last.program == 0
     assert last.metrics.keys() == run.metrics.keys()
     assert run.env_steps.shape == (iterations,)
 
