@@ -100,6 +100,12 @@ def parser() -> Parser:
             help="newest checkpoints to keep, besides the best (default: 2)",
         )
         command.add_argument(
+            "--memory",
+            metavar="BYTES",
+            type=nbytes,
+            help="what a program may take on all devices, as in 8G (default: what they have)",
+        )
+        command.add_argument(
             "--tensorboard", action="store_true", help="event files into OUT/tensorboard as well"
         )
         command.add_argument(
@@ -202,6 +208,17 @@ def positive(text: str) -> int:
     return natural(text)
 
 
+def nbytes(text: str) -> int:
+    """Bytes, as in 8G."""
+    try:
+        value = parse.size(text)
+    except (ValueError, OverflowError):
+        value = 0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of bytes, such as 500M or 8G")
+    return value
+
+
 def train_command(args: argparse.Namespace) -> int:
     seeds = [args.seed or 0] if args.seeds is None else range(args.seeds)
     return run(args, seeds=seeds, sweep=False, random=None)
@@ -264,6 +281,7 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
                     out / runs.CHECKPOINTS, args.checkpoint_every, args.keep
                 ),
                 on_nan=args.on_nan,
+                memory=args.memory,
             )
         summary = runs.save(out, experiment, population, population.evaluate(episodes))
     curves.draw([runs.open_run(out)], out / "curve.png")

@@ -64,7 +64,7 @@ def main() -> None:
     from envs_jax import datasets
     from experiments.collect import path_of
     from experiments.report import Meter, number
-    from jaxrl import spaces
+    from jaxrl import devices, spaces
     from jaxrl.stats import mean_ci
 
     env, env_params = envs_jax.make(args.env)
@@ -136,6 +136,8 @@ def main() -> None:
             cell["q_mean"] = _final(population.metrics.get("q_mean"))
             scores[name][kind] = cell
             path.write_text(json.dumps({**settings, "scores": scores}, indent=1) + "\n")
+            # Programs map memory, of which there is a limited number: a table's are too many.
+            devices.forget_programs()
             meter.say(f"{kind:14s} {name:10s} {number(cell['last']['mean'])}")
     results = {**settings, "scores": scores}
     path.with_suffix(".md").write_text(table(results))

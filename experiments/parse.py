@@ -38,6 +38,14 @@ def whole(text: str) -> int:
     return int(number)
 
 
+def size(text: str) -> int:
+    """Bytes: a whole number, or one with K, M, G or T behind it, powers of 1024."""
+    power = "KMGT".find(text[-1:].upper()) + 1
+    if power and text[-1:]:
+        return int(float(text[:-1]) * 1024**power)
+    return whole(text)
+
+
 def boolean(text: str) -> bool:
     """true or false."""
     if text.lower() not in ("true", "false"):

@@ -24,7 +24,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrl.hosts import is_key
+
 HISTORY = "history"
+BATCHES = "batches.json"
 
 
 class Saved(NamedTuple):
@@ -59,6 +62,24 @@ class Checkpoints:
     def part(self, name: str) -> Checkpoints:
         """Those of one program of several."""
         return dataclasses.replace(self, folder=self.folder / name)
+
+    def batch(self, number: int) -> int | None:
+        """How many members train at once from program `number` on, where that is settled."""
+        path = self.folder / BATCHES
+        known = json.loads(path.read_text()) if path.exists() else {}
+        return known.get(str(number))
+
+    def note_batch(self, number: int, size: int) -> None:
+        """Settle it: another memory limit later must not sort members into other programs."""
+        path = self.folder / BATCHES
+        known = json.loads(path.read_text()) if path.exists() else {}
+        part = path.with_suffix(".part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(known | {str(number): size}))
+            part.replace(path)
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.folder}: {error.strerror}") from None
 
 
 class Store:
@@ -155,7 +176,7 @@ class Store:
     def _save_states(self, iteration: int, states: Any, score: float, seconds: float) -> None:
         from orbax.checkpoint.args import Composite, JsonSave, StandardSave
 
-        states = jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x), states)
+        states = jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), states)
         about = {
             "belongs_to": self.belongs_to,
             "checksum": checksum(states),
@@ -285,7 +306,7 @@ def checksum(tree: Any) -> int:
     """CRC-32 of all arrays of a tree, in order, random keys as their words."""
     value = 0
     for leaf in jax.tree.leaves(tree):
-        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
         value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data, value)
     return value
 
@@ -301,10 +322,6 @@ def _opened(sealed: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("its description's checksum is another")
     content: dict[str, Any] = json.loads(sealed["text"])
     return content
-
-
-def _is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

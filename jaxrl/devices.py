@@ -53,6 +53,29 @@ def member_mesh(members: int) -> Mesh:
     return Mesh(np.asarray(devices), ("members",), axis_types=(AxisType.Auto,))
 
 
+def shapes_on(tree: Any, mesh: Mesh, specs: Any = MEMBERS) -> Any:
+    """Like `place`, of shapes instead of arrays: what a program is compiled for."""
+
+    def placed(spec: PartitionSpec, part: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=sharding, weak_type=getattr(x, "weak_type", False)
+            ),
+            part,
+        )
+
+    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    return jax.tree.map(placed, specs, tree, is_leaf=is_spec)
+
+
+def needed_bytes(program: Any) -> int:
+    """What a compiled program needs on each device: arguments, results, and what lies between."""
+    stats = program.memory_analysis()
+    own = stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
+    return int(stats.argument_size_in_bytes + own)
+
+
 def place(tree: Any, mesh: Mesh, specs: Any = MEMBERS) -> Any:
     """Spread the leading axis of every array over the mesh, or as a prefix tree of specs says."""
     return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
@@ -63,6 +86,12 @@ _programs: OrderedDict[Any, Any] = OrderedDict()
 PROGRAMS = 64
 
 
+def forget_programs() -> None:
+    """Give back the memory of all compiled programs; what is asked for again compiles again."""
+    _programs.clear()
+    jax.clear_caches()
+
+
 def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
     """The compiled program of a jitted function for these arguments, and the seconds it took.
 
@@ -71,8 +100,8 @@ def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
     """
 
     def describe(x: Any) -> Any:
-        array = jax.typeof(x)
-        return array.shape, array.dtype, array.weak_type, getattr(x, "sharding", None)
+        weak = getattr(x, "weak_type", False)
+        return x.shape, x.dtype, weak, getattr(x, "sharding", None)
 
     leaves, structure = jax.tree.flatten(args)
     key = (jitted, tuple(sorted(statics.items())), structure, tuple(map(describe, leaves)))

@@ -47,9 +47,15 @@ def for_each(fn: Callable[..., Any], agents: Any, *trees: Any) -> Any:
 
 
 def layout(members: int) -> tuple[Any, np.ndarray]:
-    """The mesh for a population, and its rows: filled up with copies of the last member."""
-    mesh = member_mesh(members)
-    return mesh, np.minimum(np.arange(-(-members // mesh.size) * mesh.size), members - 1)
+    """The mesh of this process for a population, and the rows that it trains.
+
+    Rows are filled up with copies of the last member, so that all devices have as many.
+    """
+    processes = jax.process_count()
+    mesh = member_mesh(-(-members // processes))
+    share = -(-members // (processes * mesh.size)) * mesh.size
+    rows = np.arange(share) + jax.process_index() * share
+    return mesh, np.minimum(rows, members - 1)
 
 
 def specs(agents: Any) -> Any:

@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxrl import devices, hosts
 from jaxrl.agent import Tag, derive
 from jaxrl.checkpoint import Checkpoints, Store, checksum
-from jaxrl.devices import MEMBERS, compiled, place
+from jaxrl.devices import MEMBERS, compiled, place, shapes_on
 from jaxrl.evaluate import Evaluation, evaluate
 from jaxrl.loop import all_finite, finished, iterate
 from jaxrl.members import for_each, layout, map_members, specs
@@ -104,30 +106,29 @@ def run_population(
     begin, compile_seconds = time.perf_counter(), 0.0
     members = len(seeds)
     rows = list(range(members)) if rows is None else rows
-    mesh, filled = layout(members)
-    spread = map_members(lambda x: x[filled], agents)
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[filled])
-    store = Store(checkpoints, _identity(agents, seeds)) if checkpoints else None
-    saved = store.restore(jax.eval_shape(_initialise, agents, keys[:members])) if store else None
+    mesh, mine = layout(members)
+    spread = map_members(lambda x: x[mine], agents)
+    store, saved = None, None
+    if checkpoints and hosts.is_writer():
+        store = Store(checkpoints, _identity(agents, seeds))
+        saved = store.restore(_shapes(agents, members))
+    saved = hosts.of_writer(saved)
     history: list[dict[str, np.ndarray]] = []
     if saved is not None:
         first, history = saved.iteration, saved.history
         begin -= saved.seconds
-        states = jax.tree.map(lambda x: x[filled], saved.states)
+        states = place(jax.tree.map(lambda x: x[mine], saved.states), mesh)
         saved = saved._replace(states=None)  # not twice in memory
     elif states is None:
-        initialise, compile_seconds = compiled(_initialise, spread, keys)
-        states = jax.block_until_ready(initialise(spread, keys))
+        keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[mine])
+        states, compile_seconds = _fresh(spread, keys, mesh)
     else:
-        states = jax.tree.map(lambda x: x[filled], states)
-    spread, states = place(spread, mesh, specs(spread)), place(states, mesh)
+        states = place(jax.tree.map(lambda x: x[mine], states), mesh)
+    spread = place(spread, mesh, specs(spread))
 
-    # Where the host acts follows from the whole run, not from where this part begins and ends.
     whole = agents.num_iterations
     last = whole if last is None else min(last, whole)
-    pieces = max(1, evaluations) * max(1, round(CHUNKS / max(1, evaluations)))
-    bounds = np.unique(np.round(np.linspace(0, whole, pieces + 1)).astype(int))
-    targets = np.round(np.linspace(0, whole, evaluations + 1)).astype(int)[1:]
+    bounds, targets = _bounds(whole, evaluations)
     length = int(np.diff(bounds).max())
     t, limit = first, length
     unsaved: list[dict[str, np.ndarray]] = []
@@ -146,12 +147,14 @@ def run_population(
             chunk, seconds = compiled(_chunk, *args, mesh=mesh, length=length)
             compile_seconds += seconds
             chunk_begin = time.perf_counter()
-            states, done, finite, made = chunk(*args)
-            piece = jax.tree.map(lambda x, n=stop - t: np.asarray(x)[:members, :n], made)
+            states, *made = jax.block_until_ready(chunk(*args))
             limit = max(1, int(CHUNK_SECONDS * (stop - t) / (time.perf_counter() - chunk_begin)))
+            made = jax.tree.map(np.asarray, made)
+            done, finite, piece = jax.tree.map(lambda x: x[:members], hosts.gather(made))
+            piece = jax.tree.map(lambda x, n=stop - t: x[:, :n], piece)
             steps_taken = np.maximum(steps_taken, piece["env_steps"].max(axis=1))
             metrics = piece.pop("metrics")
-            newly = _diverged(metrics, np.asarray(finite)[:members]) + t
+            newly = _diverged(metrics, finite) + t
             newly = np.where(np.isnan(diverged_at), newly, np.nan)
             for i in np.flatnonzero(~np.isnan(newly)):
                 warnings.warn(
@@ -171,7 +174,7 @@ def run_population(
                 test, seconds = compiled(_evaluate_all, *args, mesh=mesh, episodes=episodes)
                 compile_seconds += seconds
                 piece["evaluation_steps"] = steps_taken[:, None].astype(float)
-                returns = np.array(test(*args).returns)[:members, None]
+                returns = np.array(hosts.gather(test(*args).returns))[:members, None]
                 returns[~np.isnan(diverged_at)] = np.nan
                 piece["evaluation_returns"] = returns
             unsaved.append(piece)
@@ -191,13 +194,18 @@ def run_population(
                         program,
                     )
                 )
-            interrupted = stop_asked.is_set() or (stop_on_nan and bool((~np.isnan(newly)).any()))
+            # What depends on time or on signals has to be the same for all processes.
+            signs = np.array([[stop_asked.is_set(), store is not None and store.due(), limit]])
+            signs = np.asarray(hosts.gather(signs))
+            limit, interrupted = int(signs[0, 2]), bool(signs[:, 0].any())
+            interrupted |= stop_on_nan and bool((~np.isnan(newly)).any())
             over = interrupted or ended or t == last
-            if store is not None and (over or store.due()):
-                newest = _join(unsaved)
-                kept = jax.tree.map(lambda x: x[:members], states)
+            if checkpoints and (over or signs[0, 1]):
+                kept, newest = _to_host(states, members), _join(unsaved)
                 seconds = time.perf_counter() - begin - compile_seconds
-                if store.save(t, kept, newest, _score([*history, newest]), seconds):
+                if store is None or store.save(
+                    t, kept, newest, _score([*history, newest]), seconds
+                ):
                     history.append(newest)
                     unsaved = []
             if over:
@@ -210,7 +218,7 @@ def run_population(
     before = 0 if saved is not None else first  # iterations that no history tells of
     return Trained(
         agents,
-        jax.tree.map(lambda x: x[:members], states),
+        _to_host(states, members) if jax.process_count() > 1 else _first(states, members),
         {
             name.removeprefix("metrics/"): values[:, kept_rows]
             for name, values in joined.items()
@@ -234,17 +242,79 @@ def evaluate_population(
 ) -> Evaluation:
     """Fresh episodes of every member, keys from its root key and `seed`; (members, episodes)."""
     members = len(trained.iterations)
-    mesh, rows = layout(members)
-    agents = map_members(lambda x: x[rows], trained.agents)
-    states = jax.tree.map(lambda x: x[rows], trained.states)
+    mesh, mine = layout(members)
+    agents = map_members(lambda x: x[mine], trained.agents)
+    states = jax.tree.map(lambda x: x[mine], trained.states)
     keys = _member_keys(states.key, Tag.TEST, seed)
     args = place(agents, mesh, specs(agents)), *place((states, keys), mesh)
     program, _ = compiled(
         _evaluate_all, *args, mesh=mesh, episodes=episodes, deterministic=deterministic
     )
-    result = jax.tree.map(lambda x: np.array(x)[:members], program(*args))
+    result = jax.tree.map(lambda x: np.array(x)[:members], hosts.gather(program(*args)))
     result.returns[~np.isnan(trained.diverged_at)] = np.nan
     return result
+
+
+def needed_bytes(agents: Any, members: int, evaluations: int = 0) -> int:
+    """What training so many of these agents at once needs, on all local devices together."""
+    mesh, mine = layout(members)
+    spread = map_members(lambda x: x[mine], agents)
+    states = shapes_on(_shapes(spread, len(mine)), mesh)
+    bounds, _ = _bounds(agents.num_iterations, evaluations)
+    args = shapes_on(spread, mesh, specs(spread)), states, np.int32(0), np.int32(0)
+    length = int(np.diff(bounds).max())
+    return mesh.size * devices.needed_bytes(compiled(_chunk, *args, mesh=mesh, length=length)[0])
+
+
+def _bounds(iterations: int, evaluations: int) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations between which the host acts, and those after which it evaluates.
+
+    They follow from the whole run, not from where a part of it begins and ends.
+    """
+    pieces = max(1, evaluations) * max(1, round(CHUNKS / max(1, evaluations)))
+    bounds = np.unique(np.round(np.linspace(0, iterations, pieces + 1)).astype(int))
+    return bounds, np.round(np.linspace(0, iterations, evaluations + 1)).astype(int)[1:]
+
+
+def _shapes(agents: Any, members: int) -> Any:
+    """Shapes of the states of so many members."""
+    seeds = jax.ShapeDtypeStruct((members,), np.uint32)
+    one = map_members(lambda x: x[0], agents)
+    return jax.eval_shape(
+        lambda seeds: lax.map(lambda s: one.init(jax.random.key(s)), seeds), seeds
+    )
+
+
+def _fresh(agents: Any, keys: jax.Array, mesh: Any) -> tuple[Any, float]:
+    """Fresh states spread over the mesh, made on one device, a share at a time; compile seconds."""
+    share = len(keys) // mesh.size
+    parts, compile_seconds = [], 0.0
+    for number, device in enumerate(mesh.devices.flat):
+        rows = slice(number * share, (number + 1) * share)
+        args = map_members(lambda x, rows=rows: x[rows], agents), keys[rows]
+        program, seconds = compiled(_initialise, *args)
+        compile_seconds += seconds
+        made = jax.block_until_ready(program(*args))
+        parts.append(jax.tree.map(lambda x, device=device: jax.device_put(x, device), made))
+    sharding = NamedSharding(mesh, MEMBERS)
+
+    def join(*arrays: jax.Array) -> jax.Array:
+        shape = len(keys), *arrays[0].shape[1:]
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(arrays))
+
+    return jax.tree.map(join, *parts), compile_seconds
+
+
+def _first(states: Any, members: int) -> Any:
+    """The states without the rows that were filled up."""
+    filled = len(states.key) > members
+    return jax.tree.map(lambda x: x[:members], states) if filled else states
+
+
+def _to_host(states: Any, members: int) -> Any:
+    """States of all processes' members, arrays in NumPy: sliced here, not copied on a device."""
+    states = jax.tree.map(lambda x: x if hosts.is_key(x) else np.asarray(x), states)
+    return jax.tree.map(lambda x: x[:members], hosts.gather(states))
 
 
 @jax.jit
@@ -268,10 +338,18 @@ def _chunk(agents: Any, states: Any, t: Any, stop: Any, *, mesh: Any, length: in
 
     def local(agents, states, t, stop):
         def step(states, t):
-            return for_each(lambda agent, state: agent.step(state, t), agents, states)
+            each = jax.vmap(lambda agent, state: agent.step(state, t), in_axes=(agents.axes(), 0))
+            return each(agents, states)
 
-        states, rows = iterate(step, agents, states, t, stop, length)
-        rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
+        def alone(agent, state):
+            return iterate(agent.step, agent, state, t, stop, length)
+
+        if len(states.key) == 1:
+            # An axis put on and taken off within the loop would copy a replay each time.
+            states, rows = for_each(alone, agents, states)
+        else:
+            states, rows = iterate(step, agents, states, t, stop, length)
+            rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
         return states, finished(agents, states), all_finite(agents, states), rows
 
     spread = jax.shard_map(

@@ -12,11 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import hosts
 from jaxrl.agent import Agent
 from jaxrl.checkpoint import Checkpoints
 from jaxrl.evaluate import Evaluation
 from jaxrl.members import stack_agents
-from jaxrl.population import Progress, Trained, evaluate_population, run_population
+from jaxrl.memory import available, plan
+from jaxrl.population import (
+    Progress,
+    Trained,
+    evaluate_population,
+    needed_bytes,
+    run_population,
+)
 from jaxrl.replay import nbytes
 from jaxrl.train import Run, check_on_nan, member
 
@@ -132,6 +140,7 @@ def sweep(
     seeds: int | Sequence[int] = 1,
     random: int | None = None,
     batch_size: int | None = None,
+    memory: int | None = None,
     evaluations: int = 0,
     episodes: int = 64,
     announce: Callable[[str], None] | None = None,
@@ -149,17 +158,22 @@ def sweep(
         seeds: how many (0..n-1), or which.
         random: draw this many settings instead of the grid.
         batch_size: train at most this many members at once, one batch after the other.
+        memory: bytes that a program may take on the local devices together; None: what they have.
+            Members that do not fit train in the largest batches that do, and the replay memories of
+            a batch that is done are not kept but in its checkpoint.
         checkpoints: where to save on the way, a folder within for each batch, from 0. A sweep whose
             folder has checkpoints already goes on from the newest.
-        announce: called with a line for each program before anything compiles.
+        announce: called with a line for each program before anything compiles, and with its memory
+            plan before it runs.
         on_nan: a member whose loss or parameters become non-finite is warned of and stays out of
             all statistics, and the others train on ("report"), or the sweep ends there ("stop").
 
     Raises:
         ValueError: an unknown name, a value outside its range, an empty axis, no members, an
-            unknown `on_nan`; checkpoints of another sweep, or none that can be read.
+            unknown `on_nan`, a member that does not fit into memory; checkpoints of another sweep,
+            or none that can be read.
     """
-    for name, value in (("random", random), ("batch_size", batch_size)):
+    for name, value in (("random", random), ("batch_size", batch_size), ("memory", memory)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
     check_on_nan(on_nan)
@@ -169,35 +183,36 @@ def sweep(
         raise ValueError(f"seeds={seeds!r}: at least one is needed")
     members = [(override(agent, s), {**s, "seed": x}) for s in settings for x in seed_list]
     groups = _group([a for a, _ in members])
-    batches = [
-        rows[i : i + size]
-        for rows in groups
-        for size in [batch_size or len(rows)]
-        for i in range(0, len(rows), size)
-    ]
     if announce is not None:
         for number, rows in enumerate(groups, 1):
             fixed = {k: v for k, v in members[rows[0]][1].items() if _is_static(agent, k)}
             setting = "".join(f", {k}={v}" for k, v in fixed.items())
-            memory = _memory_line(members[rows[0]][0], len(rows))
-            announce(f"program {number} of {len(groups)}: {len(rows)} members{setting}{memory}")
+            announce(f"program {number} of {len(groups)}: {len(rows)} members{setting}")
 
     done: list[tuple[list[int], Trained]] = []
-    for number, rows in enumerate(batches):
-        trained = run_population(
-            stack_agents([members[i][0] for i in rows]),
-            [members[i][1]["seed"] for i in rows],
-            evaluations,
-            episodes,
-            progress,
-            checkpoints.part(str(number)) if checkpoints else None,
-            rows=rows,
-            program=number,
-            stop_on_nan=on_nan == "stop",
-        )
-        done.append((rows, trained))
-        if trained.interrupted:
-            break
+    for group in groups:
+        size = batch_size
+        if size is None:
+            found = [members[i][0] for i in group]
+            size = _fitting(found, evaluations, memory, checkpoints, len(done), announce)
+        for start in range(0, len(group), size):
+            rows = group[start : start + size]
+            trained = run_population(
+                stack_agents([members[i][0] for i in rows]),
+                [members[i][1]["seed"] for i in rows],
+                evaluations,
+                episodes,
+                progress,
+                checkpoints.part(str(len(done))) if checkpoints else None,
+                rows=rows,
+                program=len(done),
+                stop_on_nan=on_nan == "stop",
+            )
+            if batch_size is None and size < len(group) and hasattr(trained.states, "replay"):
+                trained = trained._replace(states=trained.states._replace(replay=None))
+            done.append((rows, trained))
+            if trained.interrupted:
+                return _population([table for _, table in members], done)
     return _population([table for _, table in members], done)
 
 
@@ -258,16 +273,34 @@ def _is_static(agent: Agent, name: str) -> bool:
     return any(h.name == name and h.kind == "static" for h in agent.hyperparameters())
 
 
-def _memory_line(agent: Agent, members: int) -> str:
-    """What recorded steps will take: shared data, or the replay memory of every member."""
-    data = getattr(agent, "data", None)
-    if data is not None:
-        return f"; recorded data {nbytes(data):,} bytes, held once"
-    state = jax.eval_shape(agent.init, jax.random.key(0))
-    if not hasattr(state, "replay"):
-        return ""
-    each = nbytes(state.replay)
-    return f"; replay memory {each:,} bytes each, {each * members / 2**20:,.1f} MiB in all"
+def _fitting(
+    agents: list[Agent],
+    evaluations: int,
+    limit: int | None,
+    checkpoints: Checkpoints | None,
+    number: int,
+    announce: Callable[[str], None] | None,
+) -> int:
+    """How many members of a group train at once. What checkpoints were begun with stands."""
+    begun = checkpoints.batch(number) if checkpoints and hosts.is_writer() else None
+    begun = hosts.of_writer(begun)
+    if begun is not None:
+        return int(begun)
+    stacked = stack_agents(agents)
+    data = getattr(agents[0], "data", None)
+    copies = min(len(agents), jax.local_device_count())
+    found = plan(
+        len(agents),
+        lambda n: needed_bytes(stacked, n, evaluations),
+        available() if limit is None else limit,
+        0 if data is None else nbytes(data) * copies,
+    )
+    found = hosts.of_writer(found)
+    if announce is not None:
+        announce(found.line())
+    if checkpoints and hosts.is_writer():
+        checkpoints.note_batch(number, found.batch)
+    return found.batch
 
 
 def _group(agents: list[Agent]) -> list[list[int]]:

@@ -106,7 +106,7 @@ def test_a_sweep_goes_on_with_each_of_its_programs(tmp_path):
     progress = kill_at(7)
     with pytest.raises(Killed):
         run(progress)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "batches.json"]
     again = run(kill_at())
     assert_same(again.metrics, whole.metrics)
     for i in range(len(whole)):

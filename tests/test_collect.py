@@ -52,7 +52,7 @@ def test_collected_data_is_learnt_from(tmp_path, monkeypatch, capsys):
     assert setting["score_mean"] > 20
     assert Path("run/curve.png").exists()
     out, err = capsys.readouterr()
-    assert "bytes, held once" in err
+    assert "of recorded data" in err
     assert "best score" in out
     assert "gradient steps per second" in out
     Path(data).unlink()  # a trained agent needs it no more

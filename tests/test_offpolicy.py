@@ -247,25 +247,26 @@ def test_a_population_keeps_its_branches():
 
 
 @pytest.mark.slow
-def test_replay_of_64_members_takes_what_was_announced():
-    """The compiled program holds the replay once: it is written where it lies."""
+def test_the_replay_of_64_members_is_held_once():
+    """It is written where it lies, and the announced memory has little else."""
     env, env_params = envs_jax.make("Pendulum-v1")
     agent = SAC(env, env_params, **SMALL | {"total_steps": 512, "buffer_size": 20_000})
     lines = []
     population = jaxrl.sweep(agent, seeds=64, announce=lines.append)
-    assert len(lines) == 1  # program
     assert np.isfinite(population.metrics["critic_loss"][:, -1]).all()
 
     states = population.batches[0][1].states
-    announced = int(lines[0].split("replay memory ")[1].split(" bytes each")[0].replace(",", ""))
-    assert announced == replay.nbytes(states.replay) / 64 == 20_000 * (3 * 4 * 2 + 4 + 4 + 1)
+    each = 20_000 * (3 * 4 * 2 + 4 + 4 + 1)
+    assert replay.nbytes(states.replay) == 64 * each
+    announced = float(lines[1].removeprefix("memory: ").split(" MiB a member")[0])
+    assert each / 2**20 < announced < 1.3 * each / 2**20
     mesh, _ = layout(64)
     args = stack([agent] * 64), place(states, mesh), np.int32(0), np.int32(1)
     memory = _chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
     per_device = 64 // mesh.size
-    assert memory.alias_size_in_bytes >= announced * per_device
+    assert memory.alias_size_in_bytes >= each * per_device
     # What it needs beside its arguments is far from a second copy.
-    assert memory.temp_size_in_bytes < 0.2 * announced * per_device
+    assert memory.temp_size_in_bytes < 0.2 * each * per_device
 
 
 @pytest.mark.parametrize(

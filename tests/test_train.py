@@ -138,6 +138,7 @@ def test_second_interrupt_raises():
 
 def test_one_trace_a_run_and_none_for_new_values():
     env = TimeLimit(limit=3)
+    devices._programs.clear()  # there is a limit to how many are kept
     before = Toy.traces
     jaxrl.train(toy(env, iterations=97))
     # Once for the shapes of its metrics, once for the loop.
