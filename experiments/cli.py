@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from jaxrl.sinks import Sinks
 
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+ALONE = 3  # where another process of the run is gone
 DIVERGED = 1  # where --on-nan stop ended the run
 
 
@@ -51,10 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.command(args)
     except ValueError as error:
         fail(str(error))
-        return 2
+        status = 2
     except KeyboardInterrupt:
         fail("interrupted")
-        return INTERRUPTED
+        status = INTERRUPTED
+    except ConnectionError as error:
+        fail(str(error))
+        status = ALONE
+    except Exception:
+        if not getattr(args, "joined", False):
+            raise
+        traceback.print_exc()
+        status = 1
+    if getattr(args, "joined", False):  # to leave in order would wait for the other processes
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def fail(message: str) -> None:
@@ -99,6 +115,16 @@ def parser() -> Parser:
             default=2,
             help="newest checkpoints to keep, besides the best (default: 2)",
         )
+        command.add_argument(
+            "--distributed",
+            action="store_true",
+            help="one of several processes that find each other: SLURM, Kubernetes, TPU pods",
+        )
+        command.add_argument(
+            "--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 listens"
+        )
+        command.add_argument("--num-processes", type=positive, help="how many processes there are")
+        command.add_argument("--process-id", type=natural, help="which of them this is, from 0")
         command.add_argument(
             "--memory",
             metavar="BYTES",
@@ -230,12 +256,17 @@ def sweep_command(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: int | None) -> int:
-    """Check everything, make the run folder, train, evaluate, save and report."""
+    """Check everything, make the run folder, train, evaluate, save and report.
+
+    Of several processes only one writes and reports; the others train their share.
+    """
     check_resume(args)
     import time
 
     import jaxrl
+    from jaxrl import hosts
 
+    join(args)
     jaxrl.use_all_cores()
     jaxrl.use_compilation_cache()
     from experiments import curves, launch, report, runs
@@ -245,7 +276,6 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
         out = args.resume
         experiment, config = runs.resume(out, args.steps, args.line)
         evaluations, episodes = config["evaluations"], config["episodes"]
-        folder: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:
         experiment = launch.assemble(
             args.agent,
@@ -260,40 +290,64 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
         # What learns from a file has no episodes of its own to show.
         evaluations = args.evaluations or (20 if args.data else 0)
         episodes = args.episodes or 64
+        config = runs.config_of(experiment, args.line, evaluations, episodes)
         name = f"{args.agent}-{args.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-        out = args.out or Path("runs") / name
-        folder = runs.new(out)
-    with folder:
-        if not args.resume:
-            runs.write_config(out, experiment, args.line, evaluations, episodes)
-        meter = report.Meter(experiment.total_steps)
-        with meter, sinks_of(args, out, len(experiment.settings) * len(experiment.seeds)) as log:
+        out = args.out or Path("runs") / hosts.of_writer(name)
+    command = f"jaxrl {'sweep' if sweep else 'train'} --resume {shlex.quote(str(out))}"
+    with contextlib.ExitStack() as open_files:
+        announce, sinks = None, Sinks([])
+        if hosts.is_writer():
+            if not args.resume:
+                open_files.enter_context(runs.new(out))
+            runs.write_config(out, config)
+            members = len(experiment.settings) * len(experiment.seeds)
+            meter = open_files.enter_context(report.Meter(experiment.total_steps))
+            log = open_files.enter_context(sinks_of(args, out, members))
+            announce, sinks = meter.say, Sinks([meter, log])
             if experiment.recipe:
                 meter.say(f"recipe {experiment.recipe.name}: {experiment.recipe.line()}")
+        try:
             population = jaxrl.sweep(
                 experiment.agent,
                 experiment.settings,
                 seeds=experiment.seeds,
                 evaluations=evaluations,
-                announce=meter.say,
-                progress=Sinks([meter, log]),
+                announce=announce,
+                progress=sinks,
                 checkpoints=jaxrl.Checkpoints(
                     out / runs.CHECKPOINTS, args.checkpoint_every, args.keep
                 ),
                 on_nan=args.on_nan,
                 memory=args.memory,
             )
-        summary = runs.save(out, experiment, population, population.evaluate(episodes))
+            evaluation = population.evaluate(episodes)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; go on with: {command}") from None
+        if not hosts.is_writer():
+            return 0
+        summary = runs.save(out, experiment, population, evaluation)
     curves.draw([runs.open_run(out)], out / "curve.png")
     report.results(summary)
     print(f"{out}: summary.json, metrics.npz, checkpoints, {out / 'curve.png'}")
     if population.interrupted:
-        command = "sweep" if sweep else "train"
         diverged = args.on_nan == "stop" and bool((population.diverged_at >= 0).any())
         why = "a member is not finite; go on without it" if diverged else "interrupted; go on with"
-        fail(f"{why}: jaxrl {command} --resume {shlex.quote(str(out))}")
+        fail(f"{why}: {command}")
         return DIVERGED if diverged else INTERRUPTED
     return 0
+
+
+def join(args: argparse.Namespace) -> None:
+    """Join the other processes of the run, where the options say that there are any."""
+    elsewhere = (args.coordinator, args.num_processes, args.process_id)
+    if not args.distributed and all(x is None for x in elsewhere):
+        return
+    if any(x is None for x in elsewhere) and any(x is not None for x in elsewhere):
+        raise ValueError("--coordinator, --num-processes and --process-id belong together")
+    from jaxrl import hosts
+
+    hosts.connect(*elsewhere)
+    args.joined = True
 
 
 def sinks_of(args: argparse.Namespace, out: Path, members: int) -> Sinks:

@@ -87,12 +87,12 @@ def new(folder: Path) -> Iterator[None]:
         raise
 
 
-def write_config(
-    folder: Path, experiment: Experiment, command: str, evaluations: int, episodes: int
-) -> None:
-    """config.json: everything needed to repeat the run, or to go on with it."""
+def config_of(
+    experiment: Experiment, command: str, evaluations: int, episodes: int
+) -> dict[str, Any]:
+    """Everything needed to repeat the run, or to go on with it."""
     agent = experiment.agent
-    config = {
+    return {
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "agent": experiment.agent_name,
@@ -110,13 +110,16 @@ def write_config(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "git_commit": _git_commit(),
     }
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     _write_json(folder / "config.json", config)
 
 
 def resume(folder: Path, steps: int | None, command: str) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment of a folder whose run is to go on, and its configuration.
+    """The experiment of a folder whose run is to go on, and its configuration as it is now.
 
-    `steps` is a new, larger number of steps in all; it is written into the configuration.
+    `steps` is a new, larger number of steps in all.
 
     Raises: ValueError where the folder is no run, or nothing is left to do.
     """
@@ -156,7 +159,6 @@ def resume(folder: Path, steps: int | None, command: str) -> tuple[Experiment, d
         config["data"],
         recording,
     )
-    _write_json(folder / "config.json", config)
     return experiment, config
 
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl.hosts import is_key
+from jaxrl.hosts import from_numpy, is_key, to_numpy
 
 HISTORY = "history"
 BATCHES = "batches.json"
@@ -116,6 +116,8 @@ class Store:
             BestN(get_metric_fn=lambda metrics: metrics["return"], n=1),
         ]
         options = CheckpointManagerOptions(
+            multiprocessing_options=_alone(),
+            create=False,  # it is there; orbax refuses to make one for one process of several
             preservation_policy=AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,  # what a kill has left
         )
@@ -176,7 +178,7 @@ class Store:
     def _save_states(self, iteration: int, states: Any, score: float, seconds: float) -> None:
         from orbax.checkpoint.args import Composite, JsonSave, StandardSave
 
-        states = jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), states)
+        states = to_numpy(states)
         about = {
             "belongs_to": self.belongs_to,
             "checksum": checksum(states),
@@ -214,7 +216,7 @@ def read(folder: Path, like: Any) -> Saved:
     from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
 
     folder = folder.absolute()
-    options = CheckpointManagerOptions(read_only=True)
+    options = CheckpointManagerOptions(read_only=True, multiprocessing_options=_alone())
     _quieten()
     with CheckpointManager(folder, options=options) as manager:
         saved = _newest(manager, folder, like, None)
@@ -226,6 +228,16 @@ def read(folder: Path, like: Any) -> Saved:
 def _no_pages(record: logging.LogRecord) -> bool:
     """False for what orbax logs at length: errors that it raises as well, tasks it forgets."""
     return "orbax" not in record.pathname and "async_deserialize" not in record.getMessage()
+
+
+def _alone() -> Any:
+    """Options of orbax by which this process waits for no other."""
+    from orbax.checkpoint.options import MultiprocessingOptions
+
+    if jax.process_count() == 1:
+        return MultiprocessingOptions()
+    this = jax.process_index()
+    return MultiprocessingOptions(this, {this}, f"process {this}")
 
 
 def _quieten() -> None:
@@ -266,11 +278,12 @@ def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) 
             "the same up to rounding",
             stacklevel=2,
         )
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    words = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if is_key(x) else x, like)
+    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), words)
     states = manager.restore(step, args=Composite(states=StandardRestore(target))).states
     if checksum(states) != about["checksum"]:
         raise ValueError("its checksum is another")
+    states = from_numpy(states, like)
     return Saved(step, states, _history_until(folder, step), about["seconds"])
 
 

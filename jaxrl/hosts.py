@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+HEARTBEAT = 30  # seconds without one after which a process counts as gone
+
 
 def connect(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
@@ -25,7 +27,13 @@ def connect(
     Raises: ValueError where the others cannot be found or reached.
     """
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
+        )
     except Exception as error:
         line = " ".join(str(error).split())[:300]
         raise ValueError(f"cannot join the other processes: {line}") from None
@@ -45,20 +53,12 @@ def gather(tree: Any) -> Any:
         return tree
     from jax.experimental import multihost_utils
 
-    def words(x: Any) -> np.ndarray:
-        return np.asarray(jax.random.key_data(x) if is_key(x) else x)
-
-    def like(x: Any, whole: np.ndarray) -> Any:
-        if not is_key(x):
-            return whole
-        return jax.random.wrap_key_data(jnp.asarray(whole), impl=jax.random.key_impl(x))
-
     try:
-        whole = multihost_utils.process_allgather(jax.tree.map(words, tree), tiled=True)
+        whole = multihost_utils.process_allgather(to_numpy(tree), tiled=True)
     except Exception as error:
         line = " ".join(str(error).split())[:200]
         raise ConnectionError(f"another process of this run is gone ({line})") from None
-    return jax.tree.map(like, tree, whole)
+    return from_numpy(whole, tree)
 
 
 def of_writer(value: Any) -> Any:
@@ -71,6 +71,20 @@ def of_writer(value: Any) -> Any:
     if is_writer():
         padded[:] = content
     return pickle.loads(gather(padded[None])[0].tobytes())
+
+
+def to_numpy(tree: Any) -> Any:
+    """Arrays of a tree in NumPy, random keys as their words."""
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)
+
+
+def from_numpy(tree: Any, like: Any) -> Any:
+    """`to_numpy` undone: words are keys where `like` has keys."""
+
+    def back(x: np.ndarray, like: Any) -> Any:
+        return jax.random.wrap_key_data(jnp.asarray(x)) if is_key(like) else x
+
+    return jax.tree.map(back, tree, like)
 
 
 def is_key(x: Any) -> bool:

@@ -313,8 +313,8 @@ def _first(states: Any, members: int) -> Any:
 
 def _to_host(states: Any, members: int) -> Any:
     """States of all processes' members, arrays in NumPy: sliced here, not copied on a device."""
-    states = jax.tree.map(lambda x: x if hosts.is_key(x) else np.asarray(x), states)
-    return jax.tree.map(lambda x: x[:members], hosts.gather(states))
+    words = hosts.gather(hosts.to_numpy(states))
+    return hosts.from_numpy(jax.tree.map(lambda x: x[:members], words), states)
 
 
 @jax.jit
