@@ -116,6 +116,11 @@ def parser() -> Parser:
             help="newest checkpoints to keep, besides the best (default: 2)",
         )
         command.add_argument(
+            "--data-parallel",
+            action="store_true",
+            help="members one after the other, the environments of each spread over the devices",
+        )
+        command.add_argument(
             "--distributed",
             action="store_true",
             help="one of several processes that find each other: SLURM, Kubernetes, TPU pods",
@@ -319,10 +324,13 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
                 ),
                 on_nan=args.on_nan,
                 memory=args.memory,
+                data_parallel=args.data_parallel,
             )
             evaluation = population.evaluate(episodes)
         except ConnectionError as error:
-            raise ConnectionError(f"{error}; go on with: {command}") from None
+            saved = any((out / runs.CHECKPOINTS).glob("*/[0-9]*"))
+            hint = f"go on with: {command}" if saved else "nothing was saved yet"
+            raise ConnectionError(f"{error}; {hint}") from None
         if not hosts.is_writer():
             return 0
         summary = runs.save(out, experiment, population, evaluation)

@@ -5,6 +5,7 @@ scan over one of them. So jit compiles a run, vmap over the agent sweeps hyper-p
 the key sweeps seeds, and a sharding spreads both over devices.
 """
 
+from jaxrl import hosts, sinks
 from jaxrl.agent import Agent, static, traced
 from jaxrl.checkpoint import Checkpoints
 from jaxrl.devices import use_all_cores, use_compilation_cache
@@ -24,7 +25,9 @@ __all__ = [
     "Run",
     "evaluate",
     "fused",
+    "hosts",
     "override",
+    "sinks",
     "static",
     "sweep",
     "traced",

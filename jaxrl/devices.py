@@ -78,7 +78,12 @@ def needed_bytes(program: Any) -> int:
 
 def place(tree: Any, mesh: Mesh, specs: Any = MEMBERS) -> Any:
     """Spread the leading axis of every array over the mesh, or as a prefix tree of specs says."""
-    return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+    return jax.device_put(tree, named(mesh, specs))
+
+
+def named(mesh: Mesh, specs: Any) -> Any:
+    """Shardings of specs on a mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 # The last programs that were asked for: each maps memory that the system has a limited number of.

@@ -25,10 +25,17 @@ from jax.sharding import PartitionSpec as P
 from jaxrl import devices, hosts
 from jaxrl.agent import Tag, derive
 from jaxrl.checkpoint import Checkpoints, Store, checksum
-from jaxrl.devices import MEMBERS, compiled, place, shapes_on
+from jaxrl.devices import MEMBERS, compiled, named, place, shapes_on
 from jaxrl.evaluate import Evaluation, evaluate
 from jaxrl.loop import all_finite, finished, iterate
-from jaxrl.members import for_each, layout, map_members, specs
+from jaxrl.members import (
+    environment_mesh,
+    environment_specs,
+    for_each,
+    layout,
+    map_members,
+    specs,
+)
 
 CHUNKS = 100  # pieces that a run is cut into, between which the host may act
 CHUNK_SECONDS = 10.0  # pieces that last longer are cut again, but for the first, not yet timed
@@ -87,6 +94,7 @@ def run_population(
     rows: list[int] | None = None,
     program: int = 0,
     stop_on_nan: bool = False,
+    data_parallel: bool = False,
 ) -> Trained:
     """Train members that share one program, spread over the local devices.
 
@@ -99,6 +107,7 @@ def run_population(
         last: stop after this iteration.
         rows, program: the members' numbers in a sweep, and that of their program, for reports.
         stop_on_nan: stop once the loss or the parameters of a member are not finite.
+        data_parallel: spread the environments of the only member over the local devices.
 
     A member whose loss or parameters are not finite is warned of and trains on, to no effect on
     the others; from there on its metrics and returns are NaN, which is "missing" everywhere.
@@ -107,7 +116,13 @@ def run_population(
     members = len(seeds)
     rows = list(range(members)) if rows is None else rows
     mesh, mine = layout(members)
+    one_device = mesh  # of the only member, to evaluate it on
     spread = map_members(lambda x: x[mine], agents)
+    where, agents_where = MEMBERS, specs(spread)
+    if data_parallel:
+        mesh = environment_mesh()
+        where = environment_specs(_shapes(agents, members), mesh.size)
+        agents_where = jax.tree.map(lambda x: P(), spread)
     store, saved = None, None
     if checkpoints and hosts.is_writer():
         store = Store(checkpoints, _identity(agents, seeds))
@@ -117,14 +132,15 @@ def run_population(
     if saved is not None:
         first, history = saved.iteration, saved.history
         begin -= saved.seconds
-        states = place(jax.tree.map(lambda x: x[mine], saved.states), mesh)
+        states = place(jax.tree.map(lambda x: x[mine], saved.states), mesh, where)
         saved = saved._replace(states=None)  # not twice in memory
     elif states is None:
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[mine])
-        states, compile_seconds = _fresh(spread, keys, mesh)
+        states, compile_seconds = _fresh(spread, keys, one_device)
+        states = place(states, mesh, where)
     else:
-        states = place(jax.tree.map(lambda x: x[mine], states), mesh)
-    spread = place(spread, mesh, specs(spread))
+        states = place(jax.tree.map(lambda x: x[mine], states), mesh, where)
+    spread = place(spread, mesh, agents_where)
 
     whole = agents.num_iterations
     last = whole if last is None else min(last, whole)
@@ -171,7 +187,9 @@ def run_population(
             ended = bool(np.all(done))
             if t in targets or (ended and evaluations):
                 args = spread, states, _member_keys(states.key, Tag.EVALUATE, t)
-                test, seconds = compiled(_evaluate_all, *args, mesh=mesh, episodes=episodes)
+                if data_parallel:
+                    args = place(args, one_device, P())
+                test, seconds = compiled(_evaluate_all, *args, mesh=one_device, episodes=episodes)
                 compile_seconds += seconds
                 piece["evaluation_steps"] = steps_taken[:, None].astype(float)
                 returns = np.array(hosts.gather(test(*args).returns))[:members, None]
@@ -218,7 +236,7 @@ def run_population(
     before = 0 if saved is not None else first  # iterations that no history tells of
     return Trained(
         agents,
-        _to_host(states, members) if jax.process_count() > 1 else _first(states, members),
+        _returned(states, members),
         {
             name.removeprefix("metrics/"): values[:, kept_rows]
             for name, values in joined.items()
@@ -305,8 +323,10 @@ def _fresh(agents: Any, keys: jax.Array, mesh: Any) -> tuple[Any, float]:
     return jax.tree.map(join, *parts), compile_seconds
 
 
-def _first(states: Any, members: int) -> Any:
-    """The states without the rows that were filled up."""
+def _returned(states: Any, members: int) -> Any:
+    """The states of all members, without the rows that were filled up."""
+    if jax.process_count() > 1:
+        return _to_host(states, members)
     filled = len(states.key) > members
     return jax.tree.map(lambda x: x[:members], states) if filled else states
 
@@ -352,6 +372,10 @@ def _chunk(agents: Any, states: Any, t: Any, stop: Any, *, mesh: Any, length: in
             rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
         return states, finished(agents, states), all_finite(agents, states), rows
 
+    if mesh.axis_names == ("environments",):  # the compiler splits the work as the states are
+        states, *more = local(agents, states, t, stop)
+        where = environment_specs(states, mesh.size)
+        return lax.with_sharding_constraint(states, named(mesh, where)), *more
     spread = jax.shard_map(
         local,
         mesh=mesh,

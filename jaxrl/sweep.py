@@ -147,6 +147,7 @@ def sweep(
     progress: Callable[[Progress], None] | None = None,
     checkpoints: Checkpoints | None = None,
     on_nan: str = "report",
+    data_parallel: bool = False,
 ) -> Population:
     """Train every setting with every seed, in one program per distinct static setting.
 
@@ -167,6 +168,9 @@ def sweep(
             plan before it runs.
         on_nan: a member whose loss or parameters become non-finite is warned of and stays out of
             all statistics, and the others train on ("report"), or the sweep ends there ("stop").
+
+        data_parallel: members train one after the other, the environments of each spread over the
+            local devices: for runs that are large, not many.
 
     Raises:
         ValueError: an unknown name, a value outside its range, an empty axis, no members, an
@@ -191,7 +195,7 @@ def sweep(
 
     done: list[tuple[list[int], Trained]] = []
     for group in groups:
-        size = batch_size
+        size = 1 if data_parallel else batch_size
         if size is None:
             found = [members[i][0] for i in group]
             size = _fitting(found, evaluations, memory, checkpoints, len(done), announce)
@@ -207,6 +211,7 @@ def sweep(
                 rows=rows,
                 program=len(done),
                 stop_on_nan=on_nan == "stop",
+                data_parallel=data_parallel,
             )
             if batch_size is None and size < len(group) and hasattr(trained.states, "replay"):
                 trained = trained._replace(states=trained.states._replace(replay=None))

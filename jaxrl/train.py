@@ -72,6 +72,7 @@ def train(
     start: Run | None = None,
     until: int | None = None,
     on_nan: str = "report",
+    data_parallel: bool = False,
 ) -> Run:
     """Train one agent for `agent.total_steps` environment steps.
 
@@ -88,6 +89,7 @@ def train(
             it stopped; schedules follow the new `total_steps`.
         until: stop after this iteration; schedules still follow `total_steps`.
         on_nan: "report" or "stop", where loss or parameters are not finite; see `jaxrl.sweep`.
+        data_parallel: spread the environments over the local devices; gradients are of all of them.
 
     Raises:
         ValueError: an unknown `on_nan`; `start` has nothing left to do; checkpoints of another run,
@@ -121,6 +123,7 @@ def train(
         first=first,
         last=until,
         stop_on_nan=on_nan == "stop",
+        data_parallel=data_parallel,
     )
     return member(trained, 0)
 
