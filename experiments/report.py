@@ -76,7 +76,7 @@ class Meter:
         self.newest = progress
         steps = self.before + progress.env_steps
         rate = steps / max(self.seconds_before + progress.seconds, 1e-9)
-        status = f"{rate:,.0f} steps/s"
+        status = f"iteration {progress.iteration:,}/{progress.iterations:,}, {rate:,.0f} steps/s"
         mean = progress.metrics.get("episode_return", math.nan)
         if not math.isnan(mean):
             status += f", return {number(mean)}"

@@ -103,3 +103,70 @@ def test_the_command_says_how_to_go_on_and_does(which, tmp_path):
     assert resume("--steps", "6.5e5").returncode == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["env_steps"] == 650_000 // 64 * 64
+
+
+FULL = """
+import sys; sys.path.insert(0, 'tests')
+import pathlib
+import jaxrl
+from helpers import assert_same
+from test_checkpoint import files, toy
+
+folder = pathlib.Path(sys.argv[1])
+checkpoints = jaxrl.Checkpoints(folder / "run", every=0)
+
+def fill():
+    with (folder / "filling").open("wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 512):
+                pass
+        except OSError:
+            pass
+
+def progress(report):
+    if report.iteration == 8:
+        fill()
+    if report.iteration == 14:
+        kept.extend(files(folder / "run"))
+        (folder / "filling").unlink()
+
+kept = []
+run = jaxrl.train(toy(), progress=progress, checkpoints=checkpoints)
+assert {"6", "7"} & set(kept), kept
+whole = jaxrl.train(toy())
+assert_same(run.state, whole.state)
+assert_same(jaxrl.train(toy(iterations=25), checkpoints=checkpoints).state,
+            jaxrl.train(toy(iterations=25)).state)
+fill()
+try:
+    jaxrl.train(toy(), checkpoints=jaxrl.Checkpoints(folder / "another"))
+except ValueError as error:
+    print(error)
+"""
+
+
+def mounted(options, folder, *command):
+    """Run a command with a small file system of its own mounted on a folder."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount")
+    script = 'mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"'
+    words = ["unshare", "-rm", "sh", "-c", script, "sh", options, str(folder), *command]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_to_the_last_byte(tmp_path):
+    """What was saved stays, saving goes on once there is space, and a new run says it first."""
+    done = mounted("size=2m", tmp_path, sys.executable, "-c", FULL, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "what was saved before stays" in done.stderr
+    assert f"cannot write to {tmp_path / 'another'}: No space left on device" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_read_only_folder_is_found_before_anything_compiles(tmp_path):
+    command = [*JAXRL, "train", "ppo", "CartPole-v1", "--out", str(tmp_path / "run")]
+    done = mounted("ro", tmp_path, *command)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"cannot write to {tmp_path / 'run'}: Read-only file system" in done.stderr
