@@ -172,7 +172,8 @@ def run_population(
             metrics = piece.pop("metrics")
             newly = _diverged(metrics, finite) + t
             newly = np.where(np.isnan(diverged_at), newly, np.nan)
-            for i in np.flatnonzero(~np.isnan(newly)):
+            lost = np.flatnonzero(~np.isnan(newly))
+            for i in lost:
                 warnings.warn(
                     f"member {rows[i]} (seed {seeds[i]}) has a loss or parameters that are not "
                     f"finite after iteration {newly[i]:.0f}: it is left out of all statistics",
@@ -216,7 +217,7 @@ def run_population(
             signs = np.array([[stop_asked.is_set(), store is not None and store.due(), limit]])
             signs = np.asarray(hosts.gather(signs))
             limit, interrupted = int(signs[0, 2]), bool(signs[:, 0].any())
-            interrupted |= stop_on_nan and bool((~np.isnan(newly)).any())
+            interrupted |= stop_on_nan and lost.size > 0
             over = interrupted or ended or t == last
             if checkpoints and (over or signs[0, 1]):
                 kept, newest = _to_host(states, members), _join(unsaved)
@@ -229,30 +230,11 @@ def run_population(
             if over:
                 break
 
-    joined = _join([*history, *unsaved])
-    taken = joined["env_steps"] >= 0
-    env_steps = np.where(taken, joined["env_steps"], np.nan)
-    kept_rows = taken.any(axis=0)
+    took = compile_seconds, time.perf_counter() - begin - compile_seconds
     before = 0 if saved is not None else first  # iterations that no history tells of
-    return Trained(
-        agents,
-        _returned(states, members),
-        {
-            name.removeprefix("metrics/"): values[:, kept_rows]
-            for name, values in joined.items()
-            if name.startswith("metrics/")
-        },
-        env_steps[:, kept_rows],
-        before + taken.sum(axis=1),
-        {
-            "env_steps": joined.get("evaluation_steps", np.zeros((members, 0))),
-            "returns": joined.get("evaluation_returns", np.zeros((members, 0, episodes))),
-        },
-        diverged_at,
-        compile_seconds,
-        time.perf_counter() - begin - compile_seconds,
-        interrupted,
-    )
+    joined = _join([*history, *unsaved])
+    returned = _returned(states, members)
+    return _trained(agents, returned, joined, before, episodes, took, interrupted)
 
 
 def evaluate_population(
@@ -423,6 +405,39 @@ def _diverged(metrics: dict[str, np.ndarray], finite: np.ndarray) -> np.ndarray:
 
 def _member_keys(keys: jax.Array, tag: Tag, t: int) -> jax.Array:
     return jax.vmap(lambda key: derive(key, tag, t))(keys)
+
+
+def _trained(
+    agents: Any,
+    states: Any,
+    joined: dict[str, np.ndarray],
+    before: int,
+    episodes: int,
+    seconds: tuple[float, float],
+    interrupted: bool,
+) -> Trained:
+    """The result of a run whose history, from iteration `before` on, is `joined`."""
+    taken = joined["env_steps"] >= 0
+    rows = taken.any(axis=0)
+    members = len(taken)
+    return Trained(
+        agents,
+        states,
+        {
+            name.removeprefix("metrics/"): values[:, rows]
+            for name, values in joined.items()
+            if name.startswith("metrics/")
+        },
+        np.where(taken, joined["env_steps"], np.nan)[:, rows],
+        before + taken.sum(axis=1),
+        {
+            "env_steps": joined.get("evaluation_steps", np.zeros((members, 0))),
+            "returns": joined.get("evaluation_returns", np.zeros((members, 0, episodes))),
+        },
+        joined["diverged_at"][:, -1],
+        *seconds,
+        interrupted,
+    )
 
 
 def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
