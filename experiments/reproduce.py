@@ -73,13 +73,13 @@ of that set).
 [brax/hopper](offline/brax-hopper.md) (`jaxrl collect ppo brax/hopper --out data/hopper`, then
 `python -m experiments.offline_table brax/hopper --data data/hopper --steps 8000 --batch-size 128
 --seeds 6 --evaluations 2 --episodes 16 --reward-scale 0.1`). The expert, PPO after 3 million steps,
-has learnt to stand upright to the end, and no torque at all does nearly as well: that is why cloning
-the best tenth of random episodes scores 94. Cloning gives the data's own return; TD3+BC is level with
-it and above on medium-replay, as are IQL and AWAC there. SAC without conservatism falls below the
-random policy on the three narrow sets, where its mean Q is 110 to 149 and its own episodes return 15
-to 64, undiscounted. Not as published: IQL, AWAC and CQL do not beat cloning on medium and
-medium-expert. 8,000 steps on batches of 128 are a hundredth of the published budget, and CQL was not
-tuned.
+has learnt to stand upright to the end, and no torque at all does nearly as well: that is why
+cloning the best tenth of random episodes scores 94. Cloning gives the data's own return; TD3+BC is
+level with it and above on medium-replay, as are IQL and AWAC there. SAC without conservatism falls
+below the random policy on the three narrow sets, where its mean Q is 110 to 149 and its own
+episodes return 15 to 64, undiscounted. Not as published: IQL, AWAC and CQL do not beat cloning on
+medium and medium-expert. 8,000 steps on batches of 128 are a hundredth of the published budget, and
+CQL was not tuned.
 
 ![ABS beside fixed rollout lengths](abs-lengths/Breakout-MinAtar.png)
 
