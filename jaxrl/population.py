@@ -12,32 +12,26 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrl import devices, hosts
+from jaxrl import hosts, programs
 from jaxrl.agent import Tag, derive
 from jaxrl.checkpoint import Checkpoints, Store, checksum
-from jaxrl.devices import MEMBERS, compiled, named, place, shapes_on
-from jaxrl.evaluate import Evaluation, evaluate
-from jaxrl.loop import all_finite, finished, iterate
+from jaxrl.devices import MEMBERS, compiled, place
+from jaxrl.evaluate import Evaluation
 from jaxrl.members import (
     environment_mesh,
     environment_specs,
-    for_each,
     layout,
     map_members,
     specs,
 )
 
-CHUNKS = 100  # pieces that a run is cut into, between which the host may act
 CHUNK_SECONDS = 10.0  # pieces that last longer are cut again, but for the first, not yet timed
 
 
@@ -121,12 +115,12 @@ def run_population(
     where, agents_where = MEMBERS, specs(spread)
     if data_parallel:
         mesh = environment_mesh()
-        where = environment_specs(_shapes(agents, members), mesh.size)
+        where = environment_specs(programs.shapes(agents, members), mesh.size)
         agents_where = jax.tree.map(lambda x: P(), spread)
     store, saved = None, None
     if checkpoints and hosts.is_writer():
         store = Store(checkpoints, _identity(agents, seeds))
-        saved = store.restore(_shapes(agents, members))
+        saved = store.restore(programs.shapes(agents, members))
     saved = hosts.of_writer(saved)
     history: list[dict[str, np.ndarray]] = []
     if saved is not None:
@@ -136,7 +130,7 @@ def run_population(
         saved = saved._replace(states=None)  # not twice in memory
     elif states is None:
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[mine])
-        states, compile_seconds = _fresh(spread, keys, one_device)
+        states, compile_seconds = programs.fresh(spread, keys, one_device)
         states = place(states, mesh, where)
     else:
         states = place(jax.tree.map(lambda x: x[mine], states), mesh, where)
@@ -144,7 +138,7 @@ def run_population(
 
     whole = agents.num_iterations
     last = whole if last is None else min(last, whole)
-    bounds, targets = _bounds(whole, evaluations)
+    bounds, targets = programs.bounds_of(whole, evaluations)
     length = int(np.diff(bounds).max())
     t, limit = first, length
     unsaved: list[dict[str, np.ndarray]] = []
@@ -160,10 +154,10 @@ def run_population(
         while t < last and (steps_taken < agents.total_steps).any():
             stop = min(int(bounds[bounds > t][0]), t + limit, last)
             args: Any = spread, states, np.int32(t), np.int32(stop)
-            chunk, seconds = compiled(_chunk, *args, mesh=mesh, length=length)
+            run_chunk, seconds = compiled(programs.chunk, *args, mesh=mesh, length=length)
             compile_seconds += seconds
             chunk_begin = time.perf_counter()
-            states, *made = jax.block_until_ready(chunk(*args))
+            states, *made = jax.block_until_ready(run_chunk(*args))
             limit = max(1, int(CHUNK_SECONDS * (stop - t) / (time.perf_counter() - chunk_begin)))
             made = jax.tree.map(np.asarray, made)
             done, finite, piece = jax.tree.map(lambda x: x[:members], hosts.gather(made))
@@ -190,7 +184,9 @@ def run_population(
                 args = spread, states, _member_keys(states.key, Tag.EVALUATE, t)
                 if data_parallel:
                     args = place(args, one_device, P())
-                test, seconds = compiled(_evaluate_all, *args, mesh=one_device, episodes=episodes)
+                test, seconds = compiled(
+                    programs.evaluate_all, *args, mesh=one_device, episodes=episodes
+                )
                 compile_seconds += seconds
                 piece["evaluation_steps"] = steps_taken[:, None].astype(float)
                 returns = np.array(hosts.gather(test(*args).returns))[:members, None]
@@ -248,61 +244,11 @@ def evaluate_population(
     keys = _member_keys(states.key, Tag.TEST, seed)
     args = place(agents, mesh, specs(agents)), *place((states, keys), mesh)
     program, _ = compiled(
-        _evaluate_all, *args, mesh=mesh, episodes=episodes, deterministic=deterministic
+        programs.evaluate_all, *args, mesh=mesh, episodes=episodes, deterministic=deterministic
     )
     result = jax.tree.map(lambda x: np.array(x)[:members], hosts.gather(program(*args)))
     result.returns[~np.isnan(trained.diverged_at)] = np.nan
     return result
-
-
-def needed_bytes(agents: Any, members: int, evaluations: int = 0) -> int:
-    """What training so many of these agents at once needs, on all local devices together."""
-    mesh, mine = layout(members)
-    spread = map_members(lambda x: x[mine], agents)
-    states = shapes_on(_shapes(spread, len(mine)), mesh)
-    bounds, _ = _bounds(agents.num_iterations, evaluations)
-    args = shapes_on(spread, mesh, specs(spread)), states, np.int32(0), np.int32(0)
-    length = int(np.diff(bounds).max())
-    return mesh.size * devices.needed_bytes(compiled(_chunk, *args, mesh=mesh, length=length)[0])
-
-
-def _bounds(iterations: int, evaluations: int) -> tuple[np.ndarray, np.ndarray]:
-    """Iterations between which the host acts, and those after which it evaluates.
-
-    They follow from the whole run, not from where a part of it begins and ends.
-    """
-    pieces = max(1, evaluations) * max(1, round(CHUNKS / max(1, evaluations)))
-    bounds = np.unique(np.round(np.linspace(0, iterations, pieces + 1)).astype(int))
-    return bounds, np.round(np.linspace(0, iterations, evaluations + 1)).astype(int)[1:]
-
-
-def _shapes(agents: Any, members: int) -> Any:
-    """Shapes of the states of so many members."""
-    seeds = jax.ShapeDtypeStruct((members,), np.uint32)
-    one = map_members(lambda x: x[0], agents)
-    return jax.eval_shape(
-        lambda seeds: lax.map(lambda s: one.init(jax.random.key(s)), seeds), seeds
-    )
-
-
-def _fresh(agents: Any, keys: jax.Array, mesh: Any) -> tuple[Any, float]:
-    """Fresh states spread over the mesh, made on one device, a share at a time; compile seconds."""
-    share = len(keys) // mesh.size
-    parts, compile_seconds = [], 0.0
-    for number, device in enumerate(mesh.devices.flat):
-        rows = slice(number * share, (number + 1) * share)
-        args = map_members(lambda x, rows=rows: x[rows], agents), keys[rows]
-        program, seconds = compiled(_initialise, *args)
-        compile_seconds += seconds
-        made = jax.block_until_ready(program(*args))
-        parts.append(jax.tree.map(lambda x, device=device: jax.device_put(x, device), made))
-    sharding = NamedSharding(mesh, MEMBERS)
-
-    def join(*arrays: jax.Array) -> jax.Array:
-        shape = len(keys), *arrays[0].shape[1:]
-        return jax.make_array_from_single_device_arrays(shape, sharding, list(arrays))
-
-    return jax.tree.map(join, *parts), compile_seconds
 
 
 def _returned(states: Any, members: int) -> Any:
@@ -317,74 +263,6 @@ def _to_host(states: Any, members: int) -> Any:
     """States of all processes' members, arrays in NumPy: sliced here, not copied on a device."""
     words = hosts.gather(hosts.to_numpy(states))
     return hosts.from_numpy(jax.tree.map(lambda x: x[:members], words), states)
-
-
-@jax.jit
-def _initialise(agents: Any, keys: jax.Array) -> Any:
-    """Fresh states, one member after the other, on one device.
-
-    Orthogonal initialisers call LAPACK. Batched by vmap, its CPU kernel waits for threads of the
-    pool that runs the programs of all CPU devices, and hangs for ever where those are taken.
-    """
-
-    def init(row):
-        i, key = row
-        return map_members(lambda x: x[i], agents).init(key)
-
-    return lax.map(init, (jnp.arange(len(keys)), keys))
-
-
-@partial(jax.jit, static_argnames=("mesh", "length"), donate_argnums=(1,))
-def _chunk(agents: Any, states: Any, t: Any, stop: Any, *, mesh: Any, length: int) -> Any:
-    """Iterations t..stop-1 (traced; at most `length`) of every member, each device its own."""
-
-    def local(agents, states, t, stop):
-        def step(states, t):
-            each = jax.vmap(lambda agent, state: agent.step(state, t), in_axes=(agents.axes(), 0))
-            return each(agents, states)
-
-        def alone(agent, state):
-            return iterate(agent.step, agent, state, t, stop, length)
-
-        if len(states.key) == 1:
-            # An axis put on and taken off within the loop would copy a replay each time.
-            states, rows = for_each(alone, agents, states)
-        else:
-            states, rows = iterate(step, agents, states, t, stop, length)
-            rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
-        return states, finished(agents, states), all_finite(agents, states), rows
-
-    if mesh.axis_names == ("environments",):  # the compiler splits the work as the states are
-        states, *more = local(agents, states, t, stop)
-        where = environment_specs(states, mesh.size)
-        return lax.with_sharding_constraint(states, named(mesh, where)), *more
-    spread = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(specs(agents), MEMBERS, P(), P()),
-        out_specs=MEMBERS,
-        check_vma=False,
-    )
-    return spread(agents, states, t, stop)
-
-
-@partial(jax.jit, static_argnames=("mesh", "episodes", "deterministic"))
-def _evaluate_all(
-    agents: Any, states: Any, keys: Any, *, mesh: Any, episodes: int, deterministic: bool = True
-) -> Evaluation:
-    """Evaluate every member's policy; arrays (members, episodes)."""
-
-    def one(agent, state, key):
-        return evaluate(agent, state, key, episodes, deterministic=deterministic)
-
-    spread = jax.shard_map(
-        partial(for_each, one),
-        mesh=mesh,
-        in_specs=(specs(agents), MEMBERS, MEMBERS),
-        out_specs=MEMBERS,
-        check_vma=False,
-    )
-    return spread(agents, states, keys)
 
 
 def _diverged(metrics: dict[str, np.ndarray], finite: np.ndarray) -> np.ndarray:

@@ -22,9 +22,9 @@ from jaxrl.population import (
     Progress,
     Trained,
     evaluate_population,
-    needed_bytes,
     run_population,
 )
+from jaxrl.programs import needed_bytes
 from jaxrl.replay import nbytes
 from jaxrl.train import Run, check_on_nan, member
 

@@ -15,7 +15,7 @@ from jaxrl.agent import Tag, derive
 from jaxrl.devices import member_mesh
 from jaxrl.members import stack
 from jaxrl.optimize import permutation
-from jaxrl.population import _chunk
+from jaxrl.programs import chunk
 
 KEY = jax.random.key(0)
 FIXED = {
@@ -259,5 +259,5 @@ def test_divergence_is_measured_in_a_branch():
     states = jax.vmap(lambda agent, key: agent.init(key))(agents, jax.random.split(KEY, 2))
     mesh = member_mesh(1)
     args = agents, states, np.int32(0), np.int32(4)
-    program = _chunk.trace(*args, mesh=mesh, length=4)
+    program = chunk.trace(*args, mesh=mesh, length=4)
     assert "cond" in primitives(program.jaxpr.jaxpr)

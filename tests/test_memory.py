@@ -10,7 +10,7 @@ from test_sweep import toy
 import jaxrl
 from agents.sac import SAC
 from jaxrl import Checkpoints, memory
-from jaxrl.population import needed_bytes
+from jaxrl.programs import needed_bytes
 from jaxrl.replay import nbytes
 
 

@@ -20,7 +20,7 @@ from agents.td3bc import TD3BC
 from jaxrl import replay
 from jaxrl.devices import member_mesh, place
 from jaxrl.members import specs, stack_agents
-from jaxrl.population import _chunk
+from jaxrl.programs import chunk
 
 KEY = jax.random.key(0)
 CONTINUOUS = [SAC, CQL, BC, TD3BC, IQL, AWAC]
@@ -96,7 +96,7 @@ def test_a_population_holds_its_data_once():
     states = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), states._replace(key=()))
     states = states._replace(key=jax.random.split(KEY, 16))
     args = place(agents, mesh, specs(agents)), place(states, mesh), np.int32(0), np.int32(1)
-    memory = _chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
+    memory = chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
     used = data._replace(truncated=())
     size, of_states = replay.nbytes(used), replay.nbytes(states._replace(key=()))
     assert size > 3 * of_states

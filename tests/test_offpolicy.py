@@ -29,7 +29,7 @@ from agents.softgac import SoftGAC
 from jaxrl import replay
 from jaxrl.devices import place
 from jaxrl.members import layout, stack
-from jaxrl.population import _chunk
+from jaxrl.programs import chunk
 
 KEY = jax.random.key(0)
 SMALL = {
@@ -262,7 +262,7 @@ def test_the_replay_of_64_members_is_held_once():
     assert each / 2**20 < announced < 1.3 * each / 2**20
     mesh, _ = layout(64)
     args = stack([agent] * 64), place(states, mesh), np.int32(0), np.int32(1)
-    memory = _chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
+    memory = chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
     per_device = 64 // mesh.size
     assert memory.alias_size_in_bytes >= each * per_device
     # What it needs beside its arguments is far from a second copy.

@@ -14,7 +14,8 @@ import jaxrl
 from jaxrl import devices
 from jaxrl.agent import Tag, derive
 from jaxrl.members import stack
-from jaxrl.population import CHUNKS, _chunk, run_population
+from jaxrl.population import run_population
+from jaxrl.programs import CHUNKS, chunk
 
 ENV = TimeLimit(limit=3)
 
@@ -169,7 +170,7 @@ def chunk_program(members):
     )
     mesh = devices.member_mesh(members)
     args = *devices.place((agents, states), mesh), np.int32(0), np.int32(10)
-    return _chunk.trace(*args, mesh=mesh, length=10), args
+    return chunk.trace(*args, mesh=mesh, length=10), args
 
 
 def test_population_keeps_its_branches_and_calls_nobody_back():
