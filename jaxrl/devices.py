@@ -105,8 +105,10 @@ def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
     """
 
     def describe(x: Any) -> Any:
-        weak = getattr(x, "weak_type", False)
-        return x.shape, x.dtype, weak, getattr(x, "sharding", None)
+        where = getattr(x, "sharding", None)
+        if where is not None and where.num_devices == 1:  # one placement, of many names
+            (where,) = where.device_set
+        return x.shape, x.dtype, getattr(x, "weak_type", False), where
 
     leaves, structure = jax.tree.flatten(args)
     key = (jitted, tuple(sorted(statics.items())), structure, tuple(map(describe, leaves)))

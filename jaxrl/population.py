@@ -181,11 +181,17 @@ def run_population(
             piece |= {f"metrics/{name}": values for name, values in metrics.items()}
             ended = bool(np.all(done))
             if t in targets or (ended and evaluations):
-                args = spread, states, _member_keys(states.key, Tag.EVALUATE, t)
+                keys = _member_keys(states.key, Tag.EVALUATE, t)
+                args = (spread, *place((states, keys), one_device))
                 if data_parallel:
                     args = place(args, one_device, P())
+                # The very program that `evaluate_population` runs in the end.
                 test, seconds = compiled(
-                    programs.evaluate_all, *args, mesh=one_device, episodes=episodes
+                    programs.evaluate_all,
+                    *args,
+                    mesh=one_device,
+                    episodes=episodes,
+                    deterministic=True,
                 )
                 compile_seconds += seconds
                 piece["evaluation_steps"] = steps_taken[:, None].astype(float)

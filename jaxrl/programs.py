@@ -105,7 +105,7 @@ def chunk(agents: Any, states: Any, t: Any, stop: Any, *, mesh: Any, length: int
 
 @partial(jax.jit, static_argnames=("mesh", "episodes", "deterministic"))
 def evaluate_all(
-    agents: Any, states: Any, keys: Any, *, mesh: Any, episodes: int, deterministic: bool = True
+    agents: Any, states: Any, keys: Any, *, mesh: Any, episodes: int, deterministic: bool
 ) -> Evaluation:
     """Evaluate every member's policy; arrays (members, episodes)."""
 

@@ -207,6 +207,16 @@ def test_evaluation_draws_by_seed_and_member():
     assert result.finished.all()
 
 
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_three_programs_do_it_all(seeds):
+    """First states, a chunk, an evaluation: also the memory plan, later chunks, the last test."""
+    devices._programs.clear()
+    population = jaxrl.sweep(toy(), seeds=seeds, evaluations=2, episodes=4)
+    population.evaluate(4)
+    names = sorted(key[0].__name__ for key in devices._programs)
+    assert names == ["chunk", "evaluate_all", "initialise"]
+
+
 def test_a_member_that_is_not_finite_is_out_and_disturbs_nobody(tmp_path):
     settings = [{}, {"nan_iteration": 7.0}, {"rate": 0.1}]
     healthy = jaxrl.sweep(toy(), [settings[0], {}, settings[2]], evaluations=4, episodes=2)
