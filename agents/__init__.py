@@ -17,8 +17,8 @@ AGENTS = {
     "discretecql": "Conservative Q-Learning on DQN, from recorded data; discrete actions",
     "bc": "behaviour cloning of recorded data, or of its best part; all actions",
     "td3bc": "TD3 near recorded actions; continuous actions",
-    "iql": "Implicit Q-Learning, from recorded data; continuous actions",
-    "awac": "advantage-weighted actor-critic, from recorded data; continuous actions",
+    "iql": "Implicit Q-Learning, from recorded data; all actions",
+    "awac": "advantage-weighted actor-critic, from recorded data; all actions",
 }
 
 

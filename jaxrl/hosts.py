@@ -32,7 +32,6 @@ def connect(
             num_processes,
             process_id,
             heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
         )
     except Exception as error:
         line = " ".join(str(error).split())[:300]
@@ -66,7 +65,8 @@ def of_writer(value: Any) -> Any:
     if jax.process_count() == 1:
         return value
     content = np.frombuffer(pickle.dumps(value if is_writer() else None), np.uint8)
-    length = int(gather(np.array([len(content)]))[0])
+    high, low = gather(np.array([divmod(len(content), 2**30)]))[0]  # JAX's integers have 32 bits
+    length = int(high) * 2**30 + int(low)
     padded = np.zeros(length, np.uint8)
     if is_writer():
         padded[:] = content
