@@ -216,8 +216,8 @@ def read(folder: Path, like: Any) -> Saved:
     from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
 
     folder = folder.absolute()
-    options = CheckpointManagerOptions(read_only=True, multiprocessing_options=_alone())
     _quieten()
+    options = CheckpointManagerOptions(read_only=True, multiprocessing_options=_alone())
     with CheckpointManager(folder, options=options) as manager:
         saved = _newest(manager, folder, like, None)
     if saved is None:
