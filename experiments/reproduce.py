@@ -86,10 +86,10 @@ data/halfcheetah`, then `python -m experiments.offline_table brax/halfcheetah --
 data/halfcheetah --steps 5000 --batch-size 128 --seeds 5 --evaluations 2 --episodes 8 --reward-scale
 0.1`). On medium all that learn from the data, cloning too, are above its return, which has the
 noise of the policy that made it; TD3+BC and CQL are highest, as published, though at five seeds
-their intervals overlap with cloning's. On medium-replay CQL, cloning the best tenth and TD3+BC are
-above the data, the rest level with it. On medium-expert cloning the best tenth is best. SAC without
-conservatism is below the random policy on all but medium-replay; its mean Q is 38 to 71, where
-CQL's is -4 to 18.
+their intervals overlap with cloning's. On medium-replay CQL and cloning the best tenth are above
+the data; TD3+BC's interval holds it, the rest are level with it. On medium-expert cloning the best
+tenth is best. SAC without conservatism is below the random policy on medium and medium-expert; its
+mean Q is 38 to 71, where CQL's is -4 to 18.
 
 ![ABS beside fixed rollout lengths](abs-lengths/Breakout-MinAtar.png)
 
