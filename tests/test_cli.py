@@ -269,6 +269,7 @@ def test_run_folder(sweep_folder):
     assert lines[-1]["policy_loss"] == pytest.approx(expected, 1e-3)
 
 
+@pytest.mark.slow
 def test_states_come_back_as_they_were(sweep_folder):
     """A member read from disk is the agent and the state that training it alone gives."""
     folder = runs.open_run(sweep_folder)

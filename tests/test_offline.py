@@ -84,6 +84,7 @@ def test_discrete_agents_learn_from_records(cls):
 # The engine -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_population_holds_its_data_once():
     env = ConstantReward(continuous=True)
     data = bandit(env, size=200_000)

@@ -213,6 +213,7 @@ def test_sac_learns_the_boltzmann_policy():
 # The loop ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_random_actions_cover_the_box_and_stop_when_learning_starts():
     env = ConstantReward(continuous=True)
     agent = make(SAC, env, iterations=64, learning_starts=256, learning_rate=1e-9)
@@ -288,6 +289,7 @@ def engine_agent(cls):
     return make(cls, env, iterations=12, learning_starts=32, buffer_size=64, num_steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cls",
     [

@@ -184,6 +184,7 @@ def test_statistics_are_frozen_while_acting_and_learning():
     assert run.state.obs_moments.var.item() == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_rewards_are_scaled_by_the_deviation_of_returns():
     run = jaxrl.train(ppo(ObsValue(), normalize_rewards=True))
     # Rewards of -1 and 1 in episodes of one step: already of deviation 1.

@@ -81,6 +81,7 @@ def test_epsilon_follows_its_schedule(population):
     np.testing.assert_allclose(population.metrics["epsilon"][0], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_table_reaches_the_optimal_q():
     """One-hot observations and no hidden layer are a table; one-step targets are Q-learning's."""
     env = Chain()

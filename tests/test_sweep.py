@@ -58,6 +58,7 @@ def test_member_is_the_same_whoever_else_is_there():
     np.testing.assert_array_equal(test[0][0], test[1][2])
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_members():
     whole = jaxrl.sweep(toy(), seeds=5)
     parts = jaxrl.sweep(toy(), seeds=5, batch_size=2)
