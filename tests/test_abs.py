@@ -55,6 +55,7 @@ def test_fixed_length_equals_pqn_bit_for_bit():
     np.testing.assert_allclose(fixed.metrics["q_mean"], plain.metrics["q_mean"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [4, 9, 16, 50])
 def test_gradient_in_pieces_is_the_whole_minibatch_gradient(length):
     """Pieces of 4 rows; with 9 steps the minibatches hold 9 rows, with 50 steps 50 in 3 epochs."""

@@ -194,7 +194,7 @@ def damage(path, how):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["cut", "flip"])
+@pytest.mark.parametrize("how", [pytest.param("cut", marks=pytest.mark.slow), "flip"])
 @pytest.mark.parametrize("which", ["states", "about", "history"])
 def test_a_damaged_one_falls_back_to_the_one_before(how, which, tmp_path):
     checkpoints = stopped(tmp_path)

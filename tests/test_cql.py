@@ -99,6 +99,7 @@ def nested(eqn):
                 yield from nested(inner)
 
 
+@pytest.mark.slow
 def test_without_conservatism_it_is_sac():
     """The same targets, losses and steps from the same keys, up to the order of sums."""
     env = ActionChoice(continuous=True)

@@ -171,6 +171,7 @@ def test_loss_is_the_weighted_sum_of_its_parts():
 # Normalisation ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_statistics_are_frozen_while_acting_and_learning():
     """With one gradient step an iteration, learning sees the very policy that acted."""
     agent = ppo(
