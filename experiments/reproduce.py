@@ -54,11 +54,11 @@ comparison of speed: other work ran beside them.
 
 What offline agents make of recorded steps of different quality is in [offline](offline):
 [CartPole-v1](offline/CartPole-v1.md) (`jaxrl collect dqn CartPole-v1 --out data/CartPole-v1`, then
-`python -m experiments.offline_table CartPole-v1 --data data/CartPole-v1`). DQN without conservatism
-runs away on the narrow sets (mean Q 46,000 and 65,000 where no return exceeds 100, discounted); CQL
-stays near 50 and above the data everywhere; cloning the best tenth is as good or better than CQL
-here. That set was collected with 40 snapshots of the policy instead of today's 80, and without IQL
-and AWAC.
+`python -m experiments.offline_table CartPole-v1 --data data/CartPole-v1 --steps 8000 --batch-size
+128 --seeds 6 --evaluations 4 --episodes 32`). DQN without conservatism runs away on the narrow sets
+(mean Q 431 and 721 where no return exceeds 100, discounted) and falls below the random policy; CQL
+and IQL stay below 31 and at the data or above it on all four. Cloning the best tenth is better than
+all of them here, AWAC uneven.
 
 [Pendulum-v1](offline/Pendulum-v1.md) (`jaxrl collect sac Pendulum-v1 --out data/Pendulum-v1`, then
 `python -m experiments.offline_table Pendulum-v1 --data data/Pendulum-v1 --steps 8000 --batch-size
