@@ -130,7 +130,7 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
             runs.write_config(out, config)
             members = len(experiment.settings) * len(experiment.seeds)
             meter = open_files.enter_context(report.Meter(experiment.total_steps))
-            log = open_files.enter_context(sinks_of(args, out, members))
+            log = open_files.enter_context(contextlib.closing(sinks_of(args, out, members)))
             announce, sinks = meter.say, Sinks([meter, log])
             if experiment.recipe:
                 meter.say(f"recipe {experiment.recipe.name}: {experiment.recipe.line()}")

@@ -69,7 +69,7 @@ def shapes_on(tree: Any, mesh: Mesh, specs: Any = MEMBERS) -> Any:
     return jax.tree.map(placed, specs, tree, is_leaf=is_spec)
 
 
-def needed_bytes(program: Any) -> int:
+def bytes_of(program: Any) -> int:
     """What a compiled program needs on each device: arguments, results, and what lies between."""
     stats = program.memory_analysis()
     own = stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes

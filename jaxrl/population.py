@@ -164,7 +164,7 @@ def run_population(
             piece = jax.tree.map(lambda x, n=stop - t: x[:, :n], piece)
             steps_taken = np.maximum(steps_taken, piece["env_steps"].max(axis=1))
             metrics = piece.pop("metrics")
-            newly = _diverged(metrics, finite) + t
+            newly = _diverged(metrics, finite, stop - t) + t
             newly = np.where(np.isnan(diverged_at), newly, np.nan)
             lost = np.flatnonzero(~np.isnan(newly))
             for i in lost:
@@ -271,12 +271,11 @@ def _to_host(states: Any, members: int) -> Any:
     return hosts.from_numpy(jax.tree.map(lambda x: x[:members], words), states)
 
 
-def _diverged(metrics: dict[str, np.ndarray], finite: np.ndarray) -> np.ndarray:
+def _diverged(metrics: dict[str, np.ndarray], finite: np.ndarray, length: int) -> np.ndarray:
     """The iteration of a chunk, from 0, after which a member is not finite any more; NaN: it is.
 
     `finite` tells of the parameters at the chunk's end, the losses (members, n) tell since when.
     """
-    length = next(iter(metrics.values())).shape[1]
     found = np.where(finite, np.nan, length - 1)
     for values in (x for name, x in metrics.items() if name.endswith("loss")):
         infinite = np.isinf(values)

@@ -130,7 +130,7 @@ def needed_bytes(agents: Any, members: int, evaluations: int = 0) -> int:
     bounds, _ = bounds_of(agents.num_iterations, evaluations)
     args = shapes_on(spread, mesh, specs(spread)), states, np.int32(0), np.int32(0)
     length = int(np.diff(bounds).max())
-    return mesh.size * devices.needed_bytes(compiled(chunk, *args, mesh=mesh, length=length)[0])
+    return mesh.size * devices.bytes_of(compiled(chunk, *args, mesh=mesh, length=length)[0])
 
 
 def bounds_of(iterations: int, evaluations: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from jaxrl.population import Progress
 
@@ -20,7 +19,7 @@ Sink = Callable[[Progress], None]
 
 
 class Sinks:
-    """Several sinks as one. As a context it closes those of them that can be closed.
+    """Several sinks as one.
 
     One that cannot write, on a full disk, is warned of and called no more: the run goes on.
     """
@@ -36,15 +35,8 @@ class Sinks:
                 self.sinks.remove(sink)
                 warnings.warn(f"{type(sink).__name__} ends here: {error}", stacklevel=2)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close those of them that can be closed."""
         for sink in self.sinks:
             if hasattr(sink, "close"):
                 sink.close()

@@ -1,5 +1,6 @@
 """Sinks: what a run writes while it runs can be read back, for a member or for the mean."""
 
+import contextlib
 import json
 import struct
 
@@ -14,7 +15,7 @@ SPACE = {"rate": [0.1, 0.5], "num_steps": [4, 2]}
 
 
 def sweep(sink):
-    with Sinks([sink]) as sinks:
+    with contextlib.closing(Sinks([sink])) as sinks:
         return jaxrl.sweep(toy(iterations=5), SPACE, seeds=2, evaluations=1, progress=sinks)
 
 

@@ -265,7 +265,7 @@ def test_since_when_a_member_is_not_finite():
     loss = [[1, nan, 2, 3], [nan, 1, nan, nan], [1, inf, 2, 2], [nan, nan, nan, nan], [1, 1, 1, 1]]
     metrics = {"critic_loss": np.array(loss), "return": np.full((5, 4), nan)}
     finite = np.array([True, False, True, True, False])
-    np.testing.assert_array_equal(_diverged(metrics, finite), [nan, 2, 1, nan, 3])
+    np.testing.assert_array_equal(_diverged(metrics, finite, 4), [nan, 2, 1, nan, 3])
 
 
 def test_interrupted_sweep_keeps_the_members_that_ran():
