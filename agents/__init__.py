@@ -1,4 +1,4 @@
-"""Agents: one algorithm, one file. `get(name)` imports only the one asked for."""
+"""Agents by family: one algorithm, one file. `get(name)` imports only the one asked for."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import difflib
 import importlib
 
 AGENTS = {
-    "ppo": "Proximal Policy Optimization; discrete and continuous actions",
-    "pqn": "Parallelised Q-Network, Q(lambda) without replay or target network; discrete actions",
-    "abs": "PQN with adaptive batch scaling by behavioural divergence; discrete actions",
-    "dqn": "Deep Q-Network with replay and target network, optionally Double; discrete actions",
-    "sac": "Soft Actor-Critic with twin critics and learnt temperature; continuous actions",
-    "mixturesac": "SAC with a mixture of Gaussians by marginalised reparameterisation; continuous",
-    "softgac": "SAC with a stochastic bridge as policy, CrossQ critic; continuous actions",
-    "cql": "Conservative Q-Learning on SAC, from recorded data; continuous actions",
-    "discretecql": "Conservative Q-Learning on DQN, from recorded data; discrete actions",
-    "bc": "behaviour cloning of recorded data, or of its best part; all actions",
-    "td3bc": "TD3 near recorded actions; continuous actions",
-    "iql": "Implicit Q-Learning, from recorded data; all actions",
-    "awac": "advantage-weighted actor-critic, from recorded data; all actions",
+    "ppo": "on_policy.ppo:PPO",
+    "pqn": "value_based.pqn:PQN",
+    "abs": "value_based.abs:ABS",
+    "dqn": "value_based.dqn:DQN",
+    "sac": "off_policy.sac:SAC",
+    "mixturesac": "off_policy.mixturesac:MixtureSAC",
+    "softgac": "off_policy.softgac:SoftGAC",
+    "cql": "offline.cql:CQL",
+    "discretecql": "offline.discretecql:DiscreteCQL",
+    "bc": "offline.bc:BC",
+    "td3bc": "offline.td3bc:TD3BC",
+    "iql": "offline.iql:IQL",
+    "awac": "offline.awac:AWAC",
 }
 
 
@@ -31,5 +31,10 @@ def get(name: str) -> type:
     if name not in AGENTS:
         near = difflib.get_close_matches(name.lower(), AGENTS, n=3, cutoff=0.3) or list(AGENTS)
         raise ValueError(f"unknown agent {name!r}; did you mean {' or '.join(near)}?")
-    module = importlib.import_module(f"agents.{name}")
-    return next(thing for key, thing in vars(module).items() if key.lower() == name)
+    module, cls = AGENTS[name].split(":")
+    return getattr(importlib.import_module(f"agents.{module}"), cls)
+
+
+def describe(name: str) -> str:
+    """What an agent is: the first line of its class's docstring."""
+    return (get(name).__doc__ or "").splitlines()[0]

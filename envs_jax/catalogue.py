@@ -1,6 +1,6 @@
 """The environments that `make` knows, as a table that needs no environment library to read.
 
-`jaxrl list envs` prints it. tests/test_envs.py and tests/test_envs_physics.py hold it against
+`jaxrl list envs` prints it. tests/envs_jax hold it against
 the real environments.
 """
 

@@ -72,11 +72,11 @@ class Recording:
         return 100 * (np.asarray(returns) - low) / (high - low)
 
     def dataset(self, env: Any, env_params: Any) -> Any:
-        """The steps on the device (`jaxrl.replay.Dataset`), actions scaled to [-1, 1]."""
+        """The steps on the device (`jaxrl.parts.replay.Dataset`), actions scaled to [-1, 1]."""
         import jax.numpy as jnp
 
         from jaxrl import spaces
-        from jaxrl.replay import Dataset
+        from jaxrl.parts.replay import Dataset
 
         space = env.action_space(env_params)
         discrete = spaces.is_discrete(space)

@@ -5,14 +5,14 @@ scan over one of them. So jit compiles a run, vmap over the agent sweeps hyper-p
 the key sweeps seeds, and a sharding spreads both over devices.
 """
 
-from jaxrl import hosts, sinks
-from jaxrl.agent import Agent, static, traced
-from jaxrl.checkpoint import Checkpoints
-from jaxrl.devices import use_all_cores, use_compilation_cache
-from jaxrl.evaluate import Evaluation, evaluate
-from jaxrl.population import Progress
-from jaxrl.sweep import Lin, Log, Population, override, sweep
-from jaxrl.train import Run, fused, train
+from jaxrl.agent import Agent, Tag, derive, shared, static, traced
+from jaxrl.training import hosts, sinks
+from jaxrl.training.checkpoint import Checkpoints
+from jaxrl.training.devices import use_all_cores, use_compilation_cache
+from jaxrl.training.evaluate import Evaluation, evaluate
+from jaxrl.training.population import Progress
+from jaxrl.training.sweep import Lin, Log, Population, override, sweep
+from jaxrl.training.train import Run, fused, train
 
 __all__ = [
     "Agent",
@@ -23,10 +23,13 @@ __all__ = [
     "Population",
     "Progress",
     "Run",
+    "Tag",
+    "derive",
     "evaluate",
     "fused",
     "hosts",
     "override",
+    "shared",
     "sinks",
     "static",
     "sweep",

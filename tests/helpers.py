@@ -12,7 +12,7 @@ from jax import lax
 import jaxrl
 from jaxrl import Agent, static, traced
 from jaxrl.agent import Tag, derive
-from jaxrl.rollout import Actors, reset, rollout
+from jaxrl.parts.rollout import Actors, reset, rollout
 
 
 class ToyState(NamedTuple):

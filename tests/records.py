@@ -1,9 +1,9 @@
 """Recorded steps of the probes, and agents that learn from them."""
 
 import numpy as np
-from probes import GAMMA, Chain, Match
 
 from envs_jax.datasets import Recording
+from tests.probes import GAMMA, Chain, Match
 
 
 def data_of(env, obs, action, reward, next_obs=None, terminated=None):

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Toy
-from probes import ActionChoice
 
 import agents
-from agents.ppo import PPO
+from agents.on_policy.ppo import PPO
 from envs_jax import datasets
 from jaxrl import Agent, static, traced
 from jaxrl.agent import Tag, derive
-from jaxrl.offline import Offline
-from jaxrl.sweep import override
+from jaxrl.loops.offline import Offline
+from jaxrl.training.sweep import override
+from tests.helpers import Toy
+from tests.probes import ActionChoice
 
 # Agents that take no discrete actions.
 CONTINUOUS = ("sac", "mixturesac", "softgac", "cql", "td3bc")

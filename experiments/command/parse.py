@@ -1,0 +1,144 @@
+"""Words of the command line, such as `learning_rate=log:1e-4:1e-2:16`, to values and ranges.
+
+Every function raises ValueError with one line that names the word and what is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxrl.training.sweep import Lin, Log
+
+Convert = Callable[[str], Any]
+
+
+def split(words: Sequence[str]) -> dict[str, str]:
+    """`["a=1", "b=2"]` to `{"a": "1", "b": "2"}`."""
+    settings: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{word!r} is not of the form key=value")
+        if name in settings:
+            raise ValueError(f"{name} is given twice")
+        settings[name] = value
+    return settings
+
+
+def whole(text: str) -> int:
+    """An integer, also when it is written as 1e5 or 100_000."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+    if not number.is_integer():
+        raise ValueError(text)
+    return int(number)
+
+
+def size(text: str) -> int:
+    """Bytes: a whole number, or one with K, M, G or T behind it, powers of 1024."""
+    power = "KMGT".find(text[-1:].upper()) + 1
+    if power and text[-1:]:
+        return int(float(text[:-1]) * 1024**power)
+    return whole(text)
+
+
+def boolean(text: str) -> bool:
+    """true or false."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def whole_tuple(text: str) -> tuple[int, ...]:
+    """Integers joined by x: 64x64."""
+    return tuple(whole(part) for part in text.split("x"))
+
+
+TYPES: dict[type, tuple[Convert, str]] = {
+    int: (whole, "a whole number"),
+    float: (float, "a number"),
+    bool: (boolean, "true or false"),
+    str: (str, "a word"),
+    tuple: (whole_tuple, "whole numbers joined by x, as in 64x64"),
+}
+
+
+def convert(name: str, text: str, kind: type) -> Any:
+    """`text` as a value of `kind`, a key of `TYPES`."""
+    function, description = TYPES[kind]
+    try:
+        return function(text)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name}={text} is not {description}") from None
+
+
+def option(text: str) -> Any:
+    """The value of an environment option, whose type its text tells."""
+    for function in (whole, float, boolean):
+        try:
+            return function(text)
+        except (ValueError, OverflowError):
+            continue
+    return text
+
+
+def axis(
+    name: str, text: str, kind: type, check: Callable[[Any], None] | None, random: bool
+) -> list[Any] | Log | Lin:
+    """Values to sweep over: `v1,v2`, `log:low:high:n` or `lin:low:high:n`.
+
+    `check` raises ValueError for a value that is not accepted. A range of whole numbers is
+    rounded. In a `random` search a range stays a range and its n may be left out.
+    """
+    from jaxrl.training.sweep import Lin, Log
+
+    ranges: dict[str, type[Log] | type[Lin]] = {"log": Log, "lin": Lin}
+    form, *rest = text.split(":")
+    if not rest:
+        values = [convert(name, item, kind) for item in text.split(",") if item]
+        if not values:
+            raise ValueError(f"{name}={text}: the grid is empty")
+    elif form in ranges and kind in (int, float) and len(rest) in ((2, 3) if random else (3,)):
+        low, high = (convert(name, end, float) for end in rest[:2])
+        num = convert(name, rest[2], int) if len(rest) == 3 else 1
+        if num < 1:
+            raise ValueError(f"{name}={text}: the grid is empty")
+        if form == "log" and low <= 0:
+            raise ValueError(f"{name}={text}: a log range needs ends above 0")
+        if not low <= high < float("inf"):
+            raise ValueError(f"{name}={text}: the range must run from low to high")
+        found = ranges[form](low, high, num)
+        if random:
+            for end in (low, high):
+                if check:
+                    check(rounded(end, kind))
+            return found
+        values = [rounded(value, kind) for value in found.grid()]
+    else:
+        count = "[:n]" if random else ":n"
+        raise ValueError(
+            f"{name}={text} is not v1,v2,... log:low:high{count} or lin:low:high{count}"
+        )
+    if check:
+        for value in values:
+            check(value)
+    return values
+
+
+def rounded(value: Any, kind: type) -> Any:
+    """A number drawn from a range, made whole where `kind` is."""
+    return round(value) if kind is int and isinstance(value, float) else value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error line: the known names like an unknown one, or with its initials."""
+    import difflib
+
+    known = list(known)
+    initials = [k for k in known if "".join(word[0] for word in k.split("_")) == name]
+    names = initials or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(names)}?" if names else ""

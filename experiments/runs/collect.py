@@ -1,0 +1,218 @@
+"""D4RL-style datasets from an agent that is trained for them (Fu et al. 2020, arXiv:2004.07219).
+
+    random          uniform actions
+    medium          a policy about a third of the way from random to the expert
+    medium-replay   what training went through until then: equal parts from every snapshot before
+    medium-expert   halves of medium and expert
+    expert          the best policy of the run
+
+Policies act with the noise they train with. A snapshot of the policy is taken SNAPSHOTS times
+during training. The sets are in D4RL's layout, but not D4RL's: scores on them are not D4RL scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import jaxrl
+from envs_jax import datasets
+from envs_jax.datasets import Recording
+from experiments.command import report
+from experiments.command.launch import Experiment
+from jaxrl import spaces
+from jaxrl.agent import Tag, derive
+from jaxrl.parts.rollout import reset, rollout
+
+KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
+SNAPSHOTS = 80  # fine enough to find a third of the way where learning is sudden
+EPISODES = 32  # to measure a snapshot by
+NUM_ENVS = 20  # at most; fewer where each would see few steps
+STEPS_PER_ENV = 2_500  # at least
+ROLLOUT = 25  # steps between two draws of the pool of resets
+
+
+def collect(
+    experiment: Experiment, seed: int, size: int, meter: report.Meter
+) -> dict[str, Recording]:
+    """Train the experiment's agent and record `size` steps of each kind."""
+    agent = experiment.agent
+    key = derive(jax.random.key(seed), Tag.TEST)
+    states, returns = snapshots(agent, seed, key, meter)
+    best = int(np.argmax(returns))
+
+    def steps_of(state: Any, size: int, number: int) -> Recording:
+        return record(agent, state, jax.random.fold_in(key, number), size)
+
+    random = steps_of(None, size, 1000)
+    expert = steps_of(states[best], size, 1001)
+    limit = limit_of(agent.env_params)
+    low, high = (whole_returns(x, limit).mean() for x in (random, expert))
+    middle = int(np.argmin(np.abs(returns[: best + 1] - (low + (high - low) / 3))))
+    medium = steps_of(states[middle], size, 1002)
+    past = [None, *states[: middle + 1]]
+    parts = [steps_of(s, -(-size // len(past)), 2000 + i) for i, s in enumerate(past)]
+    made = {
+        "random": random,
+        "medium": medium,
+        "medium-replay": join(parts),
+        "medium-expert": join([medium, expert]),
+        "expert": expert,
+    }
+    share = (middle + 1) / SNAPSHOTS
+    common = {
+        "env": experiment.env_id,
+        "env_options": str(experiment.env_options),
+        "seeds": [seed],
+        "agent": experiment.agent_name,
+        "random_return": float(low),
+        "expert_return": float(high),
+        "medium_at": f"{share:.3f} of {agent.total_steps} steps",
+        "expert_at": f"{(best + 1) / SNAPSHOTS:.3f} of {agent.total_steps} steps",
+    }
+    for kind, recording in made.items():
+        policy = "uniform" if kind == "random" else f"{experiment.agent_name}, seed {seed}"
+        recording.info.update(common, kind=kind, policy=policy)
+    return made
+
+
+def snapshots(
+    agent: Any, seed: int, key: jax.Array, meter: report.Meter
+) -> tuple[list[Any], np.ndarray]:
+    """States at SNAPSHOTS even times of training, and their mean returns with noise."""
+    bounds = np.unique(np.linspace(0, agent.num_iterations, SNAPSHOTS + 1).astype(int))[1:]
+    run, states, returns = None, [], []
+    for i, until in enumerate(bounds):
+        run = jaxrl.train(agent, seed, start=run, until=int(until), progress=meter)
+        if run.interrupted:
+            raise KeyboardInterrupt  # sets of a half-trained agent are none
+        # The replay memory is no part of the policy, and large.
+        state = run.state._replace(replay=None) if hasattr(run.state, "replay") else run.state
+        states.append(jax.tree.map(jnp.copy, state))
+        evaluation = jaxrl.evaluate(
+            agent, state, jax.random.fold_in(key, i), EPISODES, deterministic=False
+        )
+        returns.append(float(np.mean(evaluation.returns)))
+    return states, np.asarray(returns)
+
+
+def record(agent: Any, state: Any, key: jax.Array, size: int) -> Recording:
+    """`size` steps of a policy (None: of uniform actions), one environment's after the other's."""
+    num_envs = max(1, min(NUM_ENVS, size // STEPS_PER_ENV))
+    pieces = max(1, -(-size // (num_envs * ROLLOUT)))
+    steps = jax.device_get(_record(agent, state, key, pieces=pieces, num_envs=num_envs))
+    flat = {  # (pieces, T, N, ...) -> (N * pieces * T, ...)
+        name: np.moveaxis(x.reshape(-1, *x.shape[2:]), 1, 0).reshape(-1, *x.shape[3:])
+        for name, x in steps._asdict().items()
+        if name != "extras"
+    }
+    last = np.arange(pieces * ROLLOUT - 1, num_envs * pieces * ROLLOUT, pieces * ROLLOUT)
+    flat["truncated"] = flat["truncated"].copy()
+    flat["truncated"][last] = True  # the recording stops, the episode would not have
+    flat["truncated"][size - 1] = True
+    names = ("obs", "action", "reward", "terminated", "truncated", "final_obs")
+    obs, action, reward, terminated, truncated, next_obs = (flat[name][:size] for name in names)
+    return Recording(obs, action, reward, terminated, truncated & ~terminated, next_obs, {})
+
+
+@partial(jax.jit, static_argnames=("pieces", "num_envs"))
+def _record(agent: Any, state: Any, key: jax.Array, *, pieces: int, num_envs: int) -> Any:
+    env, env_params = agent.env, agent.env_params
+    reset_key, key = jax.random.split(key)
+
+    def act(obs: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
+        if state is None:
+            action = uniform(env.action_space(env_params), key, num_envs)
+        else:
+            policy: Callable[..., Any] = agent.policy(state, deterministic=False)
+            action = jax.vmap(policy)(obs, jax.random.split(key, num_envs))
+        return action, action, ()
+
+    def piece(actors: Any, key: jax.Array) -> Any:
+        actors, steps, _ = rollout(key, env, env_params, actors, act, ROLLOUT)
+        return actors, steps
+
+    actors = reset(reset_key, env, env_params, num_envs)
+    return lax.scan(piece, actors, jax.random.split(key, pieces))[1]
+
+
+def uniform(space: Any, key: jax.Array, num: int) -> jax.Array:
+    """`num` uniform actions, in the environment's own units."""
+    size = spaces.action_size(space)
+    if spaces.is_discrete(space):
+        return jax.random.randint(key, (num,), 0, size)
+    return spaces.to_box(space, jax.random.uniform(key, (num, size), minval=-1, maxval=1))
+
+
+def whole_returns(recording: Recording, limit: int | None) -> np.ndarray:
+    """Returns of the episodes that ended by themselves or at the time limit; of all, if none did.
+
+    Others were under way when the recording stopped.
+    """
+    lengths = np.bincount(recording.episode)
+    whole = recording.terminated[np.cumsum(lengths) - 1] | (lengths == limit)
+    returns = recording.episode_returns
+    return returns[whole] if whole.any() else returns
+
+
+def limit_of(env_params: Any) -> int | None:
+    """The environment's time limit, where it has one."""
+    limit = getattr(env_params, "max_steps_in_episode", None)
+    return None if limit is None else int(limit)
+
+
+def join(parts: list[Recording]) -> Recording:
+    """Recordings one after the other."""
+
+    def whole(field: str) -> np.ndarray:
+        return np.concatenate([getattr(part, field) for part in parts])
+
+    return Recording(
+        whole("obs"),
+        whole("action"),
+        whole("reward"),
+        whole("terminated"),
+        whole("truncated"),
+        whole("next_obs"),
+    )
+
+
+def check_folder(out: Path, env_id: str) -> None:
+    """Raise ValueError where `write` would overwrite something or cannot write."""
+    for kind in KINDS:
+        if path_of(out, env_id, kind).exists():
+            raise ValueError(f"{path_of(out, env_id, kind)} is there already: choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".write-test").touch()
+        (out / ".write-test").unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {out}: {error.strerror}") from None
+
+
+def write(recordings: dict[str, Recording], out: Path, env_id: str, limit: int | None) -> None:
+    """A file for each kind, and a table of them on standard output."""
+    rows = []
+    for kind, recording in recordings.items():
+        path = path_of(out, env_id, kind)
+        datasets.write(path, recording)
+        returns = whole_returns(recording, limit)
+        score = recording.score(returns.mean())
+        shown = "-" if score is None else report.number(float(score))
+        steps = f"{len(recording):,}"
+        rows.append(
+            [kind, steps, f"{len(returns):,}", report.number(returns.mean()), shown, str(path)]
+        )
+    columns = ["kind", "steps", "whole episodes", "mean return", "score", "file"]
+    report.table(columns, rows, right=columns[1:5])
+
+
+def path_of(out: Path, env_id: str, kind: str) -> Path:
+    return out / f"{env_id.replace('/', '-')}-{kind}.hdf5"

@@ -1,0 +1,72 @@
+"""Recipes: one TOML file per agent and environment, recipes/AGENT/ENV.toml.
+
+[recipe]
+agent = "ppo"
+env = "CartPole-v1"
+steps = 500_000
+published = 490.04            # the number to compare with, where there is one
+source = "where it stands"
+
+[env]                         # options of envs_jax.make
+[hyperparameters]             # fields of the agent that differ from its defaults
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a recipe file says."""
+
+    agent: str
+    env: str
+    steps: int
+    published: float | None
+    source: str
+    env_options: dict[str, Any]
+    hyperparameters: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.agent}/{self.env}"
+
+    def line(self) -> str:
+        """What it compares with, in one line."""
+        published = "" if self.published is None else f"; published: {self.published:g}"
+        return f"{self.steps:,} steps{published} ({self.source})"
+
+
+def find(agent: str, env: str) -> Recipe | None:
+    """The recipe for an agent on an environment, if there is one."""
+    path = FOLDER / agent / f"{env}.toml"
+    return load(path) if path.is_file() else None
+
+
+def everything() -> list[Recipe]:
+    """All recipes, by agent and environment."""
+    return [load(path) for path in sorted(FOLDER.rglob("*.toml"))]
+
+
+def load(path: Path) -> Recipe:
+    """Read one recipe file. Lists in it become the tuples that agents take."""
+    content = tomllib.loads(path.read_text())
+    head = content["recipe"]
+    return Recipe(
+        agent=head["agent"],
+        env=head["env"],
+        steps=head["steps"],
+        published=head.get("published"),
+        source=head["source"],
+        env_options=content.get("env", {}),
+        hyperparameters={
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.get("hyperparameters", {}).items()
+        },
+    )

@@ -1,0 +1,126 @@
+"""Distributions against quadrature, scipy and their own samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxrl.parts.distributions import Categorical, Normal, TanhNormal
+
+SHAPES = [(0.0, 0.0), (0.7, -1.0), (-1.2, 0.5)]  # mean, log_std
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def one_dim(kind, mean, log_std):
+    return kind(jnp.array([mean]), jnp.array([log_std]))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("mean", "log_std"), SHAPES)
+def test_normal_by_quadrature(mean, log_std):
+    dist = one_dim(Normal, mean, log_std)
+    x = jnp.linspace(mean - 12 * np.exp(log_std), mean + 12 * np.exp(log_std), 20_001)
+    log_prob = dist.log_prob(x[:, None])
+    assert jnp.trapezoid(jnp.exp(log_prob), x) == pytest.approx(1, abs=1e-9)
+    entropy = jnp.trapezoid(-jnp.exp(log_prob) * log_prob, x)
+    assert dist.entropy() == pytest.approx(float(entropy), abs=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("mean", "log_std"), SHAPES)
+def test_tanh_normal_by_quadrature(mean, log_std):
+    dist = one_dim(TanhNormal, mean, log_std)
+    # Dense towards the edges, where the density is steep.
+    action = jnp.tanh(jnp.linspace(-12, 12, 200_001))
+    density = jnp.exp(dist.log_prob(action[:, None]))
+    assert jnp.trapezoid(density, action) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_several_dimensions_are_independent():
+    mean, log_std = jnp.array([0.3, -1.0]), jnp.array([-0.5, 0.2])
+    action = jnp.array([[0.1, 0.4], [-0.9, 0.8]])
+    for kind in (Normal, TanhNormal):
+        parts = [
+            one_dim(kind, mean[i], log_std[i]).log_prob(action[:, i : i + 1]) for i in range(2)
+        ]
+        np.testing.assert_allclose(kind(mean, log_std).log_prob(action), sum(parts), rtol=1e-12)
+    expected = scipy.stats.multivariate_normal(mean, np.diag(np.exp(2 * log_std)))
+    np.testing.assert_allclose(Normal(mean, log_std).log_prob(action), expected.logpdf(action))
+    assert Normal(mean, log_std).entropy() == pytest.approx(expected.entropy())
+
+
+def test_one_log_std_serves_a_batch_of_means():
+    dist = Normal(jnp.zeros((5, 3)), jnp.full((3,), 0.5))
+    assert dist.entropy().shape == (5,)
+    np.testing.assert_allclose(
+        dist.entropy(), 3 * (0.5 + 0.5 * np.log(2 * np.pi * np.e)), rtol=1e-6
+    )
+    assert dist.log_prob(dist.sample(jax.random.key(0))).shape == (5,)
+
+
+def test_samples_have_the_moments_of_the_distribution():
+    dist = Normal(jnp.full((40_000, 1), 2.0), jnp.array([-0.7]))
+    sample = dist.sample(jax.random.key(0))
+    assert sample.mean() == pytest.approx(2, abs=0.01)
+    assert sample.std() == pytest.approx(np.exp(-0.7), abs=0.01)
+    squashed = TanhNormal(*dist).sample(jax.random.key(0))
+    np.testing.assert_allclose(squashed, jnp.tanh(sample), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_tanh_normal_sample_comes_with_its_log_prob():
+    dist = TanhNormal(jnp.linspace(-2, 2, 500)[:, None], jnp.array([-0.3]))
+    action, log_prob = dist.sample_and_log_prob(jax.random.key(1))
+    np.testing.assert_array_equal(action, dist.sample(jax.random.key(1)))
+    np.testing.assert_allclose(log_prob, dist.log_prob(action), atol=1e-7)
+
+
+def test_extreme_values_stay_finite():
+    """In float32, where tanh rounds to 1 and a logit's probability to 0."""
+    edge = jnp.array([[-1.0], [1.0], [0.999_999_9]])
+    for mean in (-30.0, 0.0, 30.0):
+        dist = one_dim(TanhNormal, mean, -5.0)
+        action, log_prob = dist.sample_and_log_prob(jax.random.key(0))
+        assert jnp.abs(action) <= 1
+        assert jnp.isfinite(log_prob)
+        assert jnp.isfinite(dist.log_prob(edge)).all()
+
+    def squashed(mean):
+        return one_dim(TanhNormal, mean, 0.0).sample_and_log_prob(jax.random.key(0))[1]
+
+    assert jnp.isfinite(jax.grad(squashed)(30.0))
+
+    def peaked(logits):
+        dist = Categorical(logits)
+        return dist.log_prob(jnp.array(1)) + dist.entropy()
+
+    logits = jnp.array([1e4, -1e4, 0.0])
+    assert jnp.isfinite(peaked(logits))
+    assert jnp.isfinite(jax.grad(peaked)(logits)).all()
+    assert Categorical(logits).entropy() == 0
+
+
+def test_categorical_is_a_softmax():
+    logits = np.array([[0.3, -1.0, 2.0], [0.0, 0.0, 0.0]], np.float32)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    dist = Categorical(jnp.asarray(logits))
+    for action in range(3):
+        log_prob = dist.log_prob(jnp.full((2,), action))
+        np.testing.assert_allclose(log_prob, np.log(probabilities[:, action]), rtol=1e-5)
+    expected = [scipy.stats.entropy(row) for row in probabilities]
+    np.testing.assert_allclose(dist.entropy(), expected, rtol=1e-5)
+    assert dist.mode()[0] == 2
+
+
+def test_categorical_samples_with_its_probabilities():
+    logits = jnp.array([0.3, -1.0, 2.0])
+    sample = Categorical(jnp.broadcast_to(logits, (30_000, 3))).sample(jax.random.key(0))
+    frequency = np.bincount(sample, minlength=3) / 30_000
+    np.testing.assert_allclose(frequency, jax.nn.softmax(logits), atol=0.01)

@@ -1,0 +1,112 @@
+"""The network: shapes, formulas, initial weights."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxrl.parts.networks import Network, patches_3x3
+
+KEY = jax.random.key(0)
+
+
+@partial(jax.jit, static_argnums=0)
+def init(network, obs):
+    return network.init(KEY, obs)
+
+
+@partial(jax.jit, static_argnums=0)
+def apply(network, params, obs):
+    return network.apply(params, obs)
+
+
+def test_dense_on_patches_is_a_convolution():
+    image = jax.random.normal(KEY, (2, 7, 5, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    expected = lax.conv_general_dilated(
+        image, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    actual = patches_3x3(image) @ kernel.reshape(-1, 4)
+    assert actual.shape == (2, 5, 3, 4)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("obs_shape", "options"),
+    [
+        ((4,), {}),
+        ((4,), {"layer_norm": True, "residual_blocks": 2}),
+        ((4,), {"hidden_sizes": ()}),
+        ((2, 3), {}),
+        ((6, 5, 2), {"conv_features": 4, "layer_norm": True}),
+    ],
+)
+def test_any_leading_axes_give_the_same_outputs(obs_shape, options):
+    network = Network(3, obs_ndim=len(obs_shape), **{"hidden_sizes": (8, 8), **options})
+    obs = jax.random.normal(KEY, (5, 2, *obs_shape))
+    params = init(network, obs[0, 0])
+    whole = apply(network, params, obs)
+    assert whole.shape == (5, 2, 3)
+    np.testing.assert_allclose(apply(network, params, obs[:, 0]), whole[:, 0], atol=1e-5)
+    np.testing.assert_allclose(apply(network, params, obs[1, 0]), whole[1, 0], atol=1e-5)
+
+
+def test_boolean_images_are_taken():
+    network = Network(3, obs_ndim=3, hidden_sizes=(8,), conv_features=4)
+    obs = jax.random.bernoulli(KEY, shape=(2, 10, 10, 4))
+    assert apply(network, init(network, obs[0]), obs).dtype == jnp.float32
+
+
+def layer_norm(x, weights):
+    centred = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return centred * weights["scale"] + weights["bias"]
+
+
+def test_residual_blocks_follow_their_formula():
+    network = Network(
+        2, obs_ndim=1, hidden_sizes=(6,), activation="relu", layer_norm=True, residual_blocks=2
+    )
+    obs = jax.random.normal(KEY, (4, 3))
+    params = init(network, obs[0])
+    # Away from their first values, scale 1 and bias 0, which would hide a wrong order.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.normal(size=x.shape), "f"), params)
+    p = params["params"]
+
+    def dense(i, x):
+        return x @ p[f"Dense_{i}"]["kernel"] + p[f"Dense_{i}"]["bias"]
+
+    def norm(i, x):
+        return layer_norm(x, p[f"LayerNorm_{i}"])
+
+    def relu(x):
+        return np.maximum(x, 0)
+
+    h = g = relu(norm(0, dense(0, np.asarray(obs))))
+    for i in (1, 3):
+        h = relu(h + norm(i + 1, dense(i + 1, relu(norm(i, dense(i, h)))))) + g
+    np.testing.assert_allclose(apply(network, params, obs), dense(5, h), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_start_orthogonal_and_biases_at_zero():
+    network = Network(2, obs_ndim=1, hidden_sizes=(8, 5), output_scale=0.01)
+    params = init(network, jnp.zeros(12))["params"]
+    for name, gain in [("Dense_0", 2**0.5), ("Dense_1", 2**0.5), ("Dense_2", 0.01)]:
+        kernel = params[name]["kernel"]
+        np.testing.assert_allclose(
+            kernel.T @ kernel, gain**2 * np.eye(kernel.shape[1]), atol=1e-5 * gain
+        )
+        assert not params[name]["bias"].any()
+
+
+def test_activation_is_the_one_asked_for():
+    obs = jax.random.normal(KEY, (3, 4))
+    outputs = []
+    for activation in ("tanh", "relu", "swish"):
+        network = Network(2, obs_ndim=1, hidden_sizes=(8,), activation=activation)
+        outputs.append(np.asarray(apply(network, init(network, obs[0]), obs)))
+    assert not np.allclose(outputs[0], outputs[1])
+    assert not np.allclose(outputs[1], outputs[2])

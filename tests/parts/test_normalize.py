@@ -1,0 +1,69 @@
+"""Running normalisation against numpy over all that was seen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl.parts.normalize import RewardScale, RunningMoments
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2, 1)])
+def test_running_moments_are_those_of_all_batches_together(shape):
+    rng = np.random.default_rng(0)
+    batches = [
+        rng.normal(5 * i, 1 + i, (*lead, *shape)).astype(np.float32)
+        for i, lead in enumerate([(4,), (3, 5), (1,), (20,)])
+    ]
+    moments = RunningMoments.of_shape(shape)
+    seen = np.zeros((0, *shape))
+    for batch in batches:
+        moments = jax.jit(RunningMoments.update)(moments, batch)
+        seen = np.concatenate([seen, batch.reshape(-1, *shape)])
+        assert moments.seen == len(seen)
+        np.testing.assert_allclose(moments.mean, seen.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(moments.var, seen.var(0), rtol=1e-4)
+
+
+def test_a_large_mean_does_not_spoil_the_variance():
+    rng = np.random.default_rng(0)
+    moments = RunningMoments.of_shape(())
+    for _ in range(20):
+        moments = moments.update(jnp.asarray(rng.normal(1000, 1, 100), jnp.float32))
+    assert moments.var == pytest.approx(1, abs=0.1)
+
+
+def test_boolean_images_can_be_normalised():
+    moments = RunningMoments.of_shape((2,)).update(jnp.array([[True, False], [False, False]]))
+    np.testing.assert_allclose(moments.mean, [0.5, 0])
+    np.testing.assert_allclose(moments.var, [0.25, 0])
+
+
+def test_normalize_and_scale_clip():
+    nothing = RunningMoments.of_shape(())
+    np.testing.assert_allclose(nothing.normalize(jnp.array([0.5, -3.0])), [0.5, -3.0])
+    moments = RunningMoments(jnp.array(10.0), jnp.array(2.0), jnp.array(4.0))
+    x = jnp.array([2.0, 4.0, 1000.0, -1000.0])
+    np.testing.assert_allclose(moments.normalize(x), [0, 1, 10, -10])
+    np.testing.assert_allclose(moments.scale(x), [1, 2, 10, -10])
+    np.testing.assert_allclose(moments.scale(x, clip=5.0), [1, 2, 5, -5])
+    constant = RunningMoments(jnp.array(10.0), jnp.array(2.0), jnp.array(0.0))
+    assert jnp.isfinite(constant.normalize(x)).all()
+
+
+def test_reward_scale_is_the_deviation_of_discounted_returns_so_far():
+    rng = np.random.default_rng(0)
+    gamma, num_envs = 0.9, 3
+    scale = RewardScale.of_envs(num_envs)
+    running, seen = np.zeros(num_envs), []
+    for num_steps in (4, 7):  # a return goes on over the border of two rollouts
+        rewards = rng.normal(2, 3, (num_steps, num_envs)).astype(np.float32)
+        dones = rng.random((num_steps, num_envs)) < 0.3
+        scale = jax.jit(RewardScale.update)(scale, rewards, dones, gamma)
+        for reward, done in zip(rewards, dones, strict=True):
+            running = reward + gamma * running
+            seen.append(running.copy())
+            running[done] = 0
+        np.testing.assert_allclose(scale.returns, running, rtol=1e-5, atol=1e-6)
+        std = np.concatenate(seen).std()
+        np.testing.assert_allclose(scale.scale(jnp.array([std, -std])), [1, -1], rtol=1e-4)

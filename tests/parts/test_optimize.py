@@ -1,0 +1,75 @@
+"""Shuffling, minibatch epochs, schedules."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxrl.parts.optimize import linear_schedule, minibatch_epochs, permutation
+
+shuffle = jax.jit(permutation, static_argnums=1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 64, 1000])
+def test_permutation_holds_every_index_once(n):
+    order = shuffle(jax.random.key(n), n)
+    assert order.dtype == jnp.int32
+    assert sorted(np.asarray(order)) == list(range(n))
+
+
+def test_valid_rows_come_first():
+    for valid in (0, 1, 7, 63, 64):
+        order = np.asarray(shuffle(jax.random.key(0), 64, valid))
+        assert sorted(order[:valid]) == list(range(valid))
+        assert sorted(order) == list(range(64))
+
+
+def test_all_rows_valid_is_the_same_order_as_none_said():
+    for n in (5, 64, 100):
+        key = jax.random.key(n)
+        np.testing.assert_array_equal(shuffle(key, n, n), shuffle(key, n))
+
+
+def test_every_order_is_as_likely():
+    keys = jax.random.split(jax.random.key(0), 24_000)
+    for valid, n in [(None, 4), (4, 6)]:
+        orders = np.asarray(jax.vmap(partial(permutation, n=n, valid=valid))(keys))[:, :4]
+        counts = np.unique(orders, axis=0, return_counts=True)[1]
+        assert len(counts) == 24
+        assert scipy.stats.chisquare(counts).pvalue > 0.001
+
+
+def test_more_rows_than_fit_are_refused():
+    with pytest.raises(ValueError, match="4194305 rows"):
+        permutation(jax.random.key(0), 2**22 + 1)
+
+
+def test_each_epoch_visits_every_row_once_in_a_new_order():
+    batch = {"row": jnp.arange(12), "twice": 2.0 * jnp.arange(12)}
+
+    def update(calls, minibatch):
+        return calls + 1, minibatch
+
+    run = partial(minibatch_epochs, update=update, carry=0, num_epochs=3, num_minibatches=4)
+    calls, seen = jax.jit(lambda key: run(key, batch=batch))(jax.random.key(0))
+    assert calls == 12
+    assert seen["row"].shape == (3, 4, 3)
+    epochs = np.asarray(seen["row"]).reshape(3, 12)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(12))
+    assert not (epochs[0] == epochs[1]).all()
+    assert not (epochs[1] == epochs[2]).all()
+    np.testing.assert_array_equal(seen["twice"], 2 * seen["row"])
+
+
+def test_linear_schedule():
+    progress = jnp.array([0.0, 0.1, 0.2, 0.6, 1.0, 1.5])
+    np.testing.assert_allclose(
+        linear_schedule(1.0, 0.2, progress, 0.2), [1, 0.6, 0.2, 0.2, 0.2, 0.2], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        linear_schedule(4.0, 0.0, progress), [4, 3.6, 3.2, 1.6, 0, 0], rtol=1e-6
+    )

@@ -1,0 +1,93 @@
+"""Replay against a plain list of steps: wrap-around, successors, truncation, uniformity, bytes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxrl.parts import replay
+from jaxrl.parts.rollout import Transition
+
+ENVS, STEPS, ROWS = 3, 2, 6  # two rows a rollout, three rollouts until it wraps around
+
+
+def rollout(i):
+    """Rollout number i: the observation is row * 10 + env, so that every step is known by it.
+
+    The successor is the next row's observation, but for the last of an episode, where it is -1.
+    """
+    row = i * STEPS + np.arange(STEPS)[:, None]
+    env = np.arange(ENVS)[None, :]
+    terminated = (row + env) % 5 == 1
+    truncated = (row + env) % 7 == 2
+    obs = row * 10 + env
+    final_obs = np.where(terminated | truncated, -1, (row + 1) * 10 + env)
+    return Transition(
+        jnp.asarray(obs[..., None], jnp.uint16),
+        jnp.asarray(obs, jnp.int32) + 1,
+        jnp.asarray(obs, jnp.float32) / 2,
+        jnp.asarray(terminated),
+        jnp.asarray(truncated),
+        jnp.asarray(final_obs[..., None], jnp.uint16),
+        (),
+    )
+
+
+def filled(rollouts, lean):
+    memory = replay.create(jnp.zeros((ENVS, 1), jnp.uint16), jnp.zeros(ENVS, jnp.int32), ROWS, lean)
+    for i in range(rollouts):
+        memory = replay.add(memory, jnp.int32(i * STEPS), rollout(i))
+    return memory
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("rollouts", [1, 2, 3, 4, 5, 8])
+def test_samples_are_the_stored_steps_and_all_of_them(rollouts, lean):
+    """Before, at and after the wrap-around."""
+    written = rollouts * STEPS
+    batch = replay.sample(
+        jax.random.key(rollouts), filled(rollouts, lean), jnp.int32(written), 4000
+    )
+    obs = np.asarray(batch.obs, int)[:, 0]
+    newest = written - 1 if lean else written  # its successor is not known yet
+    stored = range(max(0, written - ROWS), newest)
+    assert set(obs) == {row * 10 + env for row in stored for env in range(ENVS)}
+
+    row, env = obs // 10, obs % 10
+    np.testing.assert_array_equal(batch.action, obs + 1)
+    np.testing.assert_array_equal(batch.reward, obs / 2)
+    terminated, truncated = (row + env) % 5 == 1, (row + env) % 7 == 2
+    np.testing.assert_array_equal(batch.terminated, terminated)
+    np.testing.assert_array_equal(batch.valid, terminated | ~truncated if lean else True)
+    successor = np.asarray(batch.next_obs, np.int16)[:, 0]
+    going_on = ~terminated & ~truncated
+    np.testing.assert_array_equal(successor[going_on], (obs + 10)[going_on])
+    if not lean:
+        assert (successor[~going_on] == -1).all()  # what the step led to, not the next episode
+    assert batch.obs.dtype == batch.next_obs.dtype == jnp.uint16
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_sampling_is_uniform(lean):
+    batch = replay.sample(jax.random.key(0), filled(5, lean), jnp.int32(10), 60_000)
+    counts = np.unique(np.asarray(batch.obs), return_counts=True)[1]
+    assert len(counts) == (ROWS - lean) * ENVS
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_newest_steps_alone():
+    batch = replay.sample(jax.random.key(0), filled(5, False), jnp.int32(10), 200, newest=2)
+    assert set(np.asarray(batch.obs)[:, 0] // 10) == {8, 9}
+
+
+def test_valid_mean_leaves_out_what_is_not_valid():
+    values, valid = jnp.array([1.0, 100.0, 3.0, jnp.nan]), jnp.array([True, False, True, False])
+    assert replay.valid_mean(values, valid) == 2
+    assert replay.valid_mean(values, jnp.zeros(4, bool)) == 0
+
+
+def test_bytes():
+    """Per step: action 4, reward 4, terminated 1, and two observations of 2, or one and a flag."""
+    assert replay.nbytes(filled(0, False)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 2)
+    assert replay.nbytes(filled(0, True)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 1)

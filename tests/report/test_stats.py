@@ -1,0 +1,96 @@
+"""Confidence intervals and the binning of training episodes."""
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from jaxrl.report import plots
+from jaxrl.report.stats import mean_ci
+
+
+def test_interval_is_students_t():
+    values = np.random.default_rng(0).normal(size=(7, 3))
+    mean, low, high = mean_ci(values, level=0.9)
+    expected = scipy_stats.t.interval(
+        0.9, df=6, loc=values.mean(0), scale=scipy_stats.sem(values, axis=0)
+    )
+    np.testing.assert_allclose(mean, values.mean(0))
+    np.testing.assert_allclose((low, high), expected)
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+    values = np.random.default_rng(1).normal(size=(4, 20_000))
+    _, low, high = mean_ci(values)
+    assert np.mean((low < 0) & (high > 0)) == pytest.approx(0.95, abs=0.005)
+
+
+def test_missing_values_are_left_out():
+    mean, low, high = mean_ci([[1.0, np.nan], [3.0, 5.0], [np.nan, np.nan]])
+    np.testing.assert_allclose(mean, [2.0, 5.0])
+    np.testing.assert_allclose(low[0], mean_ci([1.0, 3.0])[1])
+    assert np.isnan([low[1], high[1]]).all()
+
+
+def test_one_run_has_a_mean_and_no_interval():
+    mean, low, high = mean_ci([4.0])
+    assert mean == 4.0
+    assert np.isnan(low)
+    assert np.isnan(high)
+
+
+@pytest.mark.parametrize(("values", "level"), [(1.0, 0.95), ([1.0], 1.0), ([1.0], 0.0)])
+def test_mean_ci_refuses(values, level):
+    with pytest.raises(ValueError, match="mean_ci"):
+        mean_ci(values, level)
+
+
+def test_bins_weigh_by_episodes_and_bridge_gaps():
+    steps = np.arange(1.0, 7.0)[None] * 10
+    returns = np.array([[np.nan, 1.0, 4.0, np.nan, 6.0, np.nan]])
+    episodes = np.array([[0.0, 1.0, 2.0, 0.0, 1.0, 0.0]])
+    centres, binned = plots.bin_episodes(steps, returns, episodes, bins=6)
+    np.testing.assert_allclose(centres, [5, 15, 25, 35, 45, 55])
+    np.testing.assert_allclose(binned, [[np.nan, 1, 4, 5, 6, np.nan]])
+    _, binned = plots.bin_episodes(steps, returns, episodes, bins=2)
+    np.testing.assert_allclose(binned, [[3.0, 6.0]])  # (1 + 2 * 4) / 3
+
+
+def test_bins_of_runs_of_different_length():
+    steps = np.array([[10.0, 20.0, np.nan, np.nan], [10.0, 20.0, 30.0, 40.0]])
+    returns = np.where(np.isnan(steps), np.nan, 2.0)
+    _, binned = plots.bin_episodes(steps, returns, np.ones_like(steps))
+    np.testing.assert_allclose(binned, [[2, 2, np.nan, np.nan], [2, 2, 2, 2]])
+
+
+def _curves(settings):
+    steps = np.linspace(0, 1000, 10)
+    returns = np.random.default_rng(2).normal(size=(3, 10))
+    return [plots.Curve(str(setting), steps, returns, setting) for setting in settings]
+
+
+def test_few_curves_are_named_in_a_legend(tmp_path):
+    figure = plots.learning_curves(_curves([{"a": 1}, {"a": 2}]))
+    assert len(figure.axes) == 1
+    assert len(figure.axes[0].get_legend().get_texts()) == 2
+    plots.save(figure, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5_000
+
+
+def test_many_curves_are_coloured_by_their_number():
+    rates = np.logspace(-4, -2, 16).tolist()
+    figure = plots.learning_curves(_curves([{"kind": "x", "rate": r} for r in rates]))
+    assert len(figure.axes) == 2
+    bar = figure.axes[1]
+    assert bar.get_ylabel() == "rate"
+    assert bar.get_yscale() == "log"
+
+
+def test_many_curves_without_a_number_are_named_beside_the_axes():
+    figure = plots.learning_curves(_curves([{"kind": f"k{i}"} for i in range(12)]))
+    assert len(figure.legends[0].get_texts()) == 12
+
+
+def test_unknown_figure_format(tmp_path):
+    figure = plots.learning_curves(_curves([{}]))
+    with pytest.raises(ValueError, match=r"curve\.xyz.*png"):
+        plots.save(figure, tmp_path / "curve.xyz")

@@ -1,0 +1,297 @@
+"""Checkpoints: a run that was stopped goes on bit for bit; damaged ones are told apart."""
+
+import resource
+
+import jax
+import numpy as np
+import pytest
+
+import jaxrl
+from agents.off_policy.sac import SAC
+from agents.offline.cql import CQL
+from agents.on_policy.ppo import PPO
+from agents.value_based.abs import ABS
+from agents.value_based.pqn import PQN
+from jaxrl import Checkpoints
+from jaxrl.training.checkpoint import checksum
+from tests.helpers import Toy, assert_same
+from tests.probes import ActionChoice, Chain, Match
+from tests.records import bandit, make
+
+
+class Killed(Exception):
+    """Stands for a kill: raised between two chunks, so that nothing is saved at the end."""
+
+
+def kill_at(*iterations):
+    """A progress callback that kills the run once at each of these iterations."""
+    left = sorted(iterations)
+
+    def progress(report):
+        if left and report.iteration >= left[0]:
+            del left[0]
+            raise Killed
+
+    return progress
+
+
+def toy(iterations=20, **changes):
+    env = ActionChoice()
+    return Toy(env, env.default_params, total_steps=8 * iterations, **changes)
+
+
+def survive(run, kills):
+    """Call `run(progress)` again until no kill is left."""
+    progress = kill_at(*kills)
+    for _ in kills:
+        with pytest.raises(Killed):
+            run(progress)
+    return run(progress)
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name.isdigit())
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every=0)
+    whole = jaxrl.train(toy(), seed=3, evaluations=6, episodes=4)
+
+    def run(progress):
+        return jaxrl.train(
+            toy(), 3, evaluations=6, episodes=4, progress=progress, checkpoints=checkpoints
+        )
+
+    again = survive(run, [1, 7, 14])
+    assert_same(again.state, whole.state)
+    assert_same(again.metrics, whole.metrics)
+    assert_same(again.env_steps, whole.env_steps)
+    assert_same(again.evaluations, whole.evaluations)
+    assert again.iteration == whole.iteration == 20
+    # Once more: nothing is left to do, and the same comes back.
+    assert_same(run(None).metrics, whole.metrics)
+
+
+def test_what_is_kept(tmp_path):
+    """The newest and the best."""
+    jaxrl.train(toy(), checkpoints=Checkpoints(tmp_path, every=0, keep=3))
+    kept = sorted(int(name) for name in files(tmp_path))
+    assert kept[-3:] == [18, 19, 20]
+    assert len(kept) in (3, 4)
+    assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_saves_wait_for_their_time(tmp_path):
+    jaxrl.train(toy(), checkpoints=Checkpoints(tmp_path, every=3600))
+    assert files(tmp_path) == ["20"]
+
+
+def test_more_steps_go_on_from_the_end(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    jaxrl.train(toy(), checkpoints=checkpoints)
+    longer = jaxrl.train(toy(iterations=30), checkpoints=checkpoints)
+    assert longer.iteration == 30
+    assert_same(longer.state, jaxrl.train(toy(iterations=30)).state)
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_each_of_its_programs(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every=0)
+    space = {"rate": [0.1, 0.5], "num_envs": [2, 3]}
+    whole = jaxrl.sweep(toy(), space, seeds=3)
+
+    def run(progress):
+        return jaxrl.sweep(toy(), space, seeds=3, progress=progress, checkpoints=checkpoints)
+
+    progress = kill_at(7)
+    with pytest.raises(Killed):
+        run(progress)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "batches.json"]
+    again = run(kill_at())
+    assert_same(again.metrics, whole.metrics)
+    for i in range(len(whole)):
+        assert_same(again.select(i).state, whole.select(i).state)
+
+
+def agents(iterations=12):
+    chain, pair, box = Chain(limit=3), Match(), ActionChoice(continuous=True)
+    on_policy = {"num_envs": 4, "num_steps": 4, "num_minibatches": 2, "hidden_sizes": (8,)}
+    replay = {"num_envs": 4, "learning_starts": 16, "buffer_size": 64, "hidden_sizes": (8,)}
+
+    def of(cls, env, steps, **options):
+        return cls(env, env.default_params, total_steps=steps, **options)
+
+    return [
+        of(
+            PPO,
+            chain,
+            16 * iterations,
+            normalize_observations=True,
+            normalize_rewards=True,
+            **on_policy,
+        ),
+        of(PQN, pair, 16 * iterations, **on_policy),
+        of(SAC, box, 4 * iterations, batch_size=8, num_updates=2, **replay),
+        make(CQL, box, bandit(box), steps=2 * iterations, num_updates=2),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", agents(), ids=lambda agent: agent.name)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_every_kind_of_agent_goes_on_bit_for_bit(agent, seeds, tmp_path):
+    whole = jaxrl.sweep(agent, seeds=seeds)
+
+    def run(progress):
+        checkpoints = Checkpoints(tmp_path, every=0)
+        return jaxrl.sweep(agent, seeds=seeds, progress=progress, checkpoints=checkpoints)
+
+    again = survive(run, [3, 8])
+    assert_same(again.metrics, whole.metrics)
+    for i in range(seeds):
+        assert_same(again.select(i).state, whole.select(i).state)
+
+
+@pytest.mark.slow
+def test_iterations_of_varying_length_go_on(tmp_path):
+    env = Chain(limit=3)
+    options = {"num_envs": 4, "num_minibatches": 2, "hidden_sizes": (8,)}
+    agent = ABS(env, env.default_params, total_steps=2000, **options)
+    whole = jaxrl.sweep(agent, seeds=2)
+
+    def run(progress):
+        checkpoints = Checkpoints(tmp_path, every=0)
+        return jaxrl.sweep(agent, seeds=2, progress=progress, checkpoints=checkpoints)
+
+    again = survive(run, [2])
+    assert_same(again.env_steps, whole.env_steps)
+    for i in range(2):
+        assert_same(again.select(i).state, whole.select(i).state)
+        assert again.select(i).iteration == whole.select(i).iteration
+
+
+# What can be wrong with them --------------------------------------------------------------------
+
+
+def stopped(folder, iteration=8):
+    checkpoints = Checkpoints(folder, every=0, keep=5)
+    with pytest.raises(Killed):
+        jaxrl.train(toy(), progress=kill_at(iteration), checkpoints=checkpoints)
+    return checkpoints
+
+
+def newest(folder):
+    return folder / str(max(int(name) for name in files(folder)))
+
+
+def damage(path, how):
+    """Cut a file in half, or flip a bit in its middle."""
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", [pytest.param("cut", marks=pytest.mark.slow), "flip"])
+@pytest.mark.parametrize("which", ["states", "about", "history"])
+def test_a_damaged_one_falls_back_to_the_one_before(how, which, tmp_path):
+    checkpoints = stopped(tmp_path)
+    if which == "history":
+        damaged = [max((tmp_path / "history").iterdir())]
+    else:
+        found = (newest(tmp_path) / which).rglob("*")
+        damaged = [p for p in found if p.is_file() and p.stat().st_size > 20]
+    assert damaged
+    for path in damaged:
+        damage(path, how)
+    with pytest.warns(UserWarning, match="is damaged .* falling back"):
+        again = jaxrl.train(toy(), checkpoints=checkpoints)
+    assert_same(again.state, jaxrl.train(toy()).state)
+
+
+def test_none_that_can_be_read_is_an_error(tmp_path):
+    checkpoints = stopped(tmp_path)
+    for path in tmp_path.glob("*/states/d/*"):
+        damage(path, "cut")
+    with (
+        pytest.warns(UserWarning, match="falling back"),
+        pytest.raises(ValueError, match="none of its checkpoints can be read"),
+    ):
+        jaxrl.train(toy(), checkpoints=checkpoints)
+    assert files(tmp_path)  # and nothing is lost
+
+
+@pytest.mark.parametrize(
+    ("agent", "seed", "line"),
+    [
+        (toy(rate=0.25), 0, "saved with another rate"),
+        (toy(num_envs=4), 0, "saved with another num_envs"),
+        (toy(), 1, "saved with another seeds"),
+    ],
+)
+def test_those_of_another_run_are_refused(agent, seed, line, tmp_path):
+    checkpoints = stopped(tmp_path)
+    with pytest.raises(ValueError, match=line) as error:
+        jaxrl.train(agent, seed, checkpoints=checkpoints)
+    assert "\n" not in str(error.value)
+
+
+def test_those_of_another_jax_are_told(tmp_path, monkeypatch):
+    checkpoints = stopped(tmp_path)
+    monkeypatch.setattr(jax, "__version__", "0.99.0")
+    with pytest.warns(UserWarning, match=r"saved with jax .*, going on with 0\.99\.0"):
+        jaxrl.train(toy(), checkpoints=checkpoints)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_compiling(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    traces = Toy.traces
+    with pytest.raises(ValueError, match="cannot write to"):
+        jaxrl.train(toy(rate=0.11), checkpoints=Checkpoints(tmp_path / "file"))
+    assert Toy.traces == traces
+
+
+def test_a_full_disk_costs_nothing_that_is_there(tmp_path):
+    """From one iteration to another no file can grow: training goes on, and so does saving."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def progress(report):
+        if report.iteration in (8, 14):
+            limit = 0 if report.iteration == 8 else hard
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            kept.append(files(tmp_path))
+
+    kept = []
+    try:
+        with pytest.warns(UserWarning, match=r"cannot save to .* what was saved before stays"):
+            run = jaxrl.train(toy(), progress=progress, checkpoints=Checkpoints(tmp_path, every=0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert {"7", "6"} & set(kept[1]) <= set(kept[0])
+    assert {"7", "6"} & set(kept[1])
+    assert {"19", "20"} <= set(files(tmp_path))
+    whole = jaxrl.train(toy())
+    assert_same(run.metrics, whole.metrics)
+    again = jaxrl.train(toy(iterations=25), checkpoints=Checkpoints(tmp_path))
+    assert_same(again.state, jaxrl.train(toy(iterations=25)).state)
+    assert_same(again.metrics, jaxrl.train(toy(iterations=25)).metrics)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"), [({"every": -1.0}, "every=-1.0"), ({"keep": 0}, "keep=0")]
+)
+def test_bad_options(options, line, tmp_path):
+    with pytest.raises(ValueError, match=line):
+        Checkpoints(tmp_path, **options)
+
+
+def test_checksums_see_every_bit():
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tree = {"a": values, "key": jax.random.key(1)}
+    assert checksum(tree) == checksum(tree | {"a": jax.numpy.asarray(values)})
+    flipped = values.copy()
+    flipped.view(np.uint32)[1, 1] ^= 1
+    assert checksum(tree) != checksum(tree | {"a": flipped})
+    assert checksum(tree) != checksum(tree | {"key": jax.random.key(2)})
