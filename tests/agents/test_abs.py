@@ -189,9 +189,9 @@ OFTEN = Match()  # of these tests alone: their programs are traced with other co
 @pytest.fixture
 def often(monkeypatch):
     """A reading each iteration and a length that moves from the second on."""
-    monkeypatch.setattr("agents.abs.MEASURE_EVERY", 1)
-    monkeypatch.setattr("agents.abs.FEWEST", 2)
-    monkeypatch.setattr("agents.abs.SMOOTHING", 0.5)
+    monkeypatch.setattr("agents.value_based.abs.MEASURE_EVERY", 1)
+    monkeypatch.setattr("agents.value_based.abs.FEWEST", 2)
+    monkeypatch.setattr("agents.value_based.abs.SMOOTHING", 0.5)
 
 
 @pytest.mark.usefixtures("often")

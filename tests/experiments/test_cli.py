@@ -19,7 +19,7 @@ from experiments.runs import runs
 from jaxrl.training.population import Progress
 from jaxrl.training.sweep import Lin, Log
 
-JAXRL = [sys.executable, "-m", "experiments.cli"]
+JAXRL = [sys.executable, "-m", "experiments.command.cli"]
 TINY = ["num_envs=4", "num_steps=16", "num_minibatches=2", "--steps", "256", "--episodes", "3"]
 
 
@@ -127,7 +127,7 @@ def test_a_run_that_fails_leaves_no_folder(tmp_path, monkeypatch):
 def test_help_and_listings_answer_at_once(words):
     heavy = ["jax", "numpy", "matplotlib", "scipy", "gymnax"]
     code = (
-        "import sys; from experiments.cli import main\n"
+        "import sys; from experiments.command.cli import main\n"
         f"try: main({words})\n"
         "except SystemExit: pass\n"
         f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
@@ -178,7 +178,9 @@ def test_axis(text, kind, random, expected):
 
 def test_words_behind_options_are_settings(monkeypatch):
     seen = {}
-    monkeypatch.setattr("experiments.cli.run", lambda args, **_: seen.update(vars(args)) or 0)
+    monkeypatch.setattr(
+        "experiments.command.cli.run", lambda args, **_: seen.update(vars(args)) or 0
+    )
     main(["train", "ppo", "CartPole-v1", "gamma=0", "--steps", "1e3", "learning_rate=1"])
     assert seen["settings"] == ["gamma=0", "learning_rate=1"]
     assert seen["steps"] == 1000

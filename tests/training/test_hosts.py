@@ -15,7 +15,7 @@ import jaxrl
 from jaxrl.training import hosts
 from tests.training.test_checkpoint import agents
 
-JAXRL = [sys.executable, "-m", "experiments.cli"]
+JAXRL = [sys.executable, "-m", "experiments.command.cli"]
 WORDS = ["sweep", "ppo", "CartPole-v1", "learning_rate=1e-4,1e-3,3e-3", "--seeds", "2"]
 WORDS += ["num_envs=4", "num_steps=16", "--episodes", "2", "--evaluations", "2"]
 

@@ -9,6 +9,7 @@ from agents.off_policy.sac import SAC
 from jaxrl import Checkpoints
 from jaxrl.parts.replay import nbytes
 from jaxrl.training import memory
+from jaxrl.training.members import stack_agents
 from jaxrl.training.programs import needed_bytes
 from tests.helpers import assert_close
 from tests.probes import ActionChoice
@@ -73,7 +74,7 @@ def with_replay(steps=256):
 def test_a_population_four_times_too_large_trains_in_batches(tmp_path):
     """The programs that run are within the limit, and so is what stays behind."""
     agent, rates = with_replay(), np.linspace(1e-4, 1e-3, 16).tolist()
-    stacked = jaxrl.members.stack_agents([agent] * 16)
+    stacked = stack_agents([agent] * 16)
     limit = needed_bytes(stacked, 4)
     assert needed_bytes(stacked, 16) > 3.9 * limit
     lines = []
@@ -113,7 +114,7 @@ def test_a_population_four_times_too_large_trains_in_batches(tmp_path):
 def test_a_single_run_does_not_copy_its_replay_all_the_time():
     agent = with_replay()
     state = jax.eval_shape(agent.init, jax.random.key(0))
-    needed = needed_bytes(jaxrl.members.stack_agents([agent]), 1)
+    needed = needed_bytes(stack_agents([agent]), 1)
     assert needed < 2 * nbytes(state.replay)
 
 

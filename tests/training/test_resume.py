@@ -18,7 +18,7 @@ from jaxrl import Checkpoints
 from tests.helpers import arrays
 from tests.training.test_checkpoint import agents
 
-JAXRL = [sys.executable, "-m", "experiments.cli"]
+JAXRL = [sys.executable, "-m", "experiments.command.cli"]
 KILLS = 20, 8  # in all, over so many runs
 
 
