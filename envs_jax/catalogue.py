@@ -4,7 +4,6 @@
 the real environments.
 """
 
-import difflib
 from collections.abc import Iterable
 
 # id -> (observation, action, time limit in steps). Observations are float32 arrays.
@@ -122,13 +121,8 @@ def check_id(id: str) -> None:
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
-    """A one-line message: what was not known, and the nearest names (all where none is near)."""
-    by_lower_case = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(str(given).lower(), by_lower_case, n=3, cutoff=0.5)
-    if near:
-        return (
-            f"unknown {what} {given!r}; did you mean {', '.join(by_lower_case[n] for n in near)}?"
-        )
-    if len(by_lower_case) > 20:
-        return f"unknown {what} {given!r}; `jaxrl list envs` shows all"
-    return f"unknown {what} {given!r}; known: {', '.join(sorted(by_lower_case.values()))}"
+    """A one-line message: what was not known, and what may have been meant."""
+    from jaxrl.words import did_you_mean  # imports JAX, which the listing does without
+
+    otherwise = "`jaxrl list envs` shows all" if what == "environment" else ""
+    return f"unknown {what} {given!r}; {did_you_mean(str(given), sorted(known), otherwise)}"

@@ -208,6 +208,11 @@ class Store:
         self.lock.close()
 
 
+def exists(folder: Path) -> bool:
+    """Whether a folder of `Checkpoints` holds a checkpoint of any program."""
+    return any(folder.glob("*/[0-9]*"))
+
+
 def read(folder: Path, like: Any) -> Saved:
     """The newest checkpoint of a folder that is whole, while nothing or something writes to it.
 
@@ -280,11 +285,29 @@ def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) 
         )
     words = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if is_key(x) else x, like)
     target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), words)
+    _check_fields(folder / str(step) / "states", target)
     states = manager.restore(step, args=Composite(states=StandardRestore(target))).states
     if checksum(states) != about["checksum"]:
         raise ValueError("its checksum is another")
     states = from_numpy(states, like)
     return Saved(step, states, _history_until(folder, step), about["seconds"])
+
+
+def _check_fields(folder: Path, target: Any) -> None:
+    """Raise _Foreign where saved states have other fields than `target`."""
+    from orbax.checkpoint import StandardCheckpointHandler
+
+    def names(tree: Any) -> set[str]:
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+        return {jax.tree_util.keystr(path, simple=True, separator=".") for path in paths}
+
+    ours, theirs = names(target), names(StandardCheckpointHandler().metadata(folder).tree)
+    other = sorted({name.split(".")[0] for name in ours ^ theirs})
+    if other:
+        raise _Foreign(
+            f"saved by another version of jaxrl, whose states differ in {', '.join(other)}: "
+            "they cannot be read any more"
+        )
 
 
 def _history_until(folder: Path, iteration: int) -> list[dict[str, np.ndarray]]:

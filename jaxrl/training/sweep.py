@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from jaxrl.training.population import (
 )
 from jaxrl.training.programs import needed_bytes
 from jaxrl.training.train import Run, check_on_nan, member
+from jaxrl.words import did_you_mean
 
 
 class Lin(NamedTuple):
@@ -231,7 +231,8 @@ def override(agent: Agent, changes: Mapping[str, Any]) -> Agent:
     known = [h.name for h in agent.hyperparameters()]
     for name in fields:
         if name not in known:
-            raise ValueError(f"{agent.name} has no hyper-parameter {name!r}; {near(name, known)}")
+            hint = did_you_mean(name, known)
+            raise ValueError(f"{agent.name} has no hyper-parameter {name!r}; {hint}")
     params = agent.env_params
     for name, value in changes.items():
         if name.startswith("env."):
@@ -243,7 +244,7 @@ def override_env_params(params: Any, name: str, value: Any, env: Any) -> Any:
     """Environment parameters with one field changed, in that field's own dtype."""
     known = [f.name for f in dataclasses.fields(params)] if dataclasses.is_dataclass(params) else []
     if name not in known:
-        raise ValueError(f"{env.name} has no parameter {name!r}; {near(name, known)}")
+        raise ValueError(f"{env.name} has no parameter {name!r}; {did_you_mean(name, known)}")
     old = jnp.asarray(getattr(params, name))
     try:
         fits = np.shape(value) == old.shape and np.allclose(jnp.asarray(value, old.dtype), value)
@@ -252,12 +253,6 @@ def override_env_params(params: Any, name: str, value: Any, env: Any) -> Any:
     if not fits:
         raise ValueError(f"env.{name}={value!r} must be {old.dtype} of shape {old.shape}")
     return dataclasses.replace(params, **{name: jnp.asarray(value, old.dtype)})
-
-
-def near(name: str, known: Sequence[str]) -> str:
-    """The end of an error line: the known names nearest to an unknown one."""
-    names = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)
-    return f"did you mean {' or '.join(names)}?" if names else "there are none"
 
 
 def _settings(space: Any, random: int | None) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.command import launch
+from experiments.command.assemble import Request, assemble
 from experiments.runs import recipes
 
 
@@ -25,7 +25,7 @@ def test_recipe_builds(path):
     assert recipes.find(recipe.agent, recipe.env) == recipe
     assert path == recipes.FOLDER / f"{recipe.name}.toml"
     assert recipe.source
-    experiment = launch.assemble(recipe.agent, recipe.env, [], steps=None, seeds=[0], sweep=False)
+    experiment = assemble(Request(recipe.agent, recipe.env))
     assert experiment.agent.total_steps == recipe.steps
     assert experiment.recipe == recipe
 
@@ -35,7 +35,7 @@ def test_recipe_builds(path):
 def test_recipe_learns_for_one_iteration(path):
     """The first one that learns: agents with a replay wait until it holds something."""
     recipe = recipes.load(path)
-    agent = launch.assemble(recipe.agent, recipe.env, [], steps=None, seeds=[0], sweep=False).agent
+    agent = assemble(Request(recipe.agent, recipe.env)).agent
     step, state = jax.jit(agent.step), agent.init(jax.random.key(0))
     warm_up = getattr(agent, "learning_starts", 0) // agent.steps_per_iteration
     for t in range(warm_up + 1):

@@ -19,26 +19,26 @@ def test_collected_data_is_learnt_from(tmp_path, monkeypatch, capsys):
     words = ["collect", "ppo", "CartPole-v1", "--steps", "60000", "--size", "5000", "--out", "data"]
     assert main(words) == 0
     assert main(words) == 2  # nothing is overwritten
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     env, env_params = envs_jax.make("CartPole-v1")
-    found = {}
+    recordings = {}
     for kind in collect.KINDS:
         recording = datasets.read(f"data/CartPole-v1-{kind}.hdf5", env, env_params)
         assert recording.info["kind"] == kind
         assert recording.info["seeds"] == [0]
-        found[kind] = recording
+        recordings[kind] = recording
         whole = ~(recording.terminated | recording.truncated)
         np.testing.assert_array_equal(
             recording.next_obs[:-1][whole[:-1]], recording.obs[1:][whole[:-1]]
         )
-    assert [len(r) for r in found.values()] == [
+    assert [len(r) for r in recordings.values()] == [
         5000,
         5000,
-        len(found["medium-replay"]),
+        len(recordings["medium-replay"]),
         10_000,
         5000,
     ]
-    score = {k: float(np.mean(r.score(r.episode_returns))) for k, r in found.items()}
+    score = {k: float(np.mean(r.score(r.episode_returns))) for k, r in recordings.items()}
     assert abs(score["random"]) < 5
     assert score["random"] < score["medium"] < score["expert"]
     assert 15 < score["medium"] < 60
@@ -48,8 +48,12 @@ def test_collected_data_is_learnt_from(tmp_path, monkeypatch, capsys):
     assert main([*words, "--evaluations", "2", "--episodes", "5", "--out", "run"]) == 0
     summary = json.loads(Path("run/summary.json").read_text())
     setting = summary["settings"][0]
-    assert setting["best_mean"] >= setting["mean"] > 100
-    assert setting["score_mean"] > 20
+    measures = {name: measure["mean"] for name, measure in setting["measures"].items()}
+    assert measures["best_return"] >= measures["return"] > 100
+    assert measures["score"] > 20
+    assert summary["unit"] == "gradient steps"
+    assert summary["gradient_steps"] == 2 * 2000
+    assert "env_steps" not in summary
     assert Path("run/curve.png").exists()
     out, err = capsys.readouterr()
     assert "of recorded data" in err

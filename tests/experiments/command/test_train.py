@@ -1,0 +1,46 @@
+"""`jaxrl train` and `jaxrl sweep`, from words to results."""
+
+import json
+
+from experiments.command.cli import main
+
+TINY = ["num_envs=4", "num_steps=16", "num_minibatches=2", "--steps", "256", "--episodes", "3"]
+
+
+def test_one_seed_has_no_interval(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "ppo", "CartPole-v1", "--seed", "7", *TINY]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("ppo-CartPole-v1-")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["final_return_ci95"] == [None, None]
+    assert [m["seed"] for m in summary["members"]] == [7]
+    assert "recipe ppo/CartPole-v1" in capsys.readouterr().err
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(["train", "ppo", "CartPole-v1", *TINY, "--out", str(folder)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(["eval", str(folder), "--episodes", "2", "--stochastic"]) == 0
+
+
+def test_logs_of_all_kinds_and_a_member_that_is_not_finite(tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["sweep", "ppo", "CartPole-v1", "learning_rate=1e-3,1e38", *TINY, "--out", str(out)]
+    assert main([*command, "--tensorboard", "--log-member", "0", "--on-nan", "stop"]) == 1
+    shown = capsys.readouterr()
+    assert "jaxrl: warning: member 1 (seed 0) has a loss or parameters that are" in shown.err
+    assert f"go on without it: jaxrl sweep --resume {out}" in shown.err
+    assert "without 1 of 2 members" in shown.out
+    summary = json.loads((out / "summary.json").read_text())
+    assert [m["diverged_at"] for m in summary["members"]] == [None, 0]
+    assert summary["members"][1]["final_return"] is None
+    assert list((out / "tensorboard").rglob("*tfevents*"))
+
+    assert main(["sweep", "--resume", str(out)]) == 0
+    assert "without 1 of 2 members" in capsys.readouterr().out
+    (out / "curve.png").unlink()
+    assert main(["watch", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "ended, batch 0, iteration 4, 512 environment steps" in shown
+    assert "environment steps per member" in shown
+    assert (out / "curve.png").stat().st_size > 1000
