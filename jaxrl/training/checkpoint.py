@@ -270,7 +270,7 @@ def _newest(manager: Any, folder: Path, like: Any, belongs_to: Any) -> Saved | N
 
 
 def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) -> Saved:
-    from orbax.checkpoint.args import Composite, JsonRestore, StandardRestore
+    from orbax.checkpoint.args import Composite, JsonRestore
 
     about = _opened(manager.restore(step, args=Composite(about=JsonRestore())).about)
     theirs, ours = about["belongs_to"], belongs_to or about["belongs_to"]
@@ -284,30 +284,36 @@ def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) 
             stacklevel=2,
         )
     words = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if is_key(x) else x, like)
-    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), words)
-    _check_fields(folder / str(step) / "states", target)
-    states = manager.restore(step, args=Composite(states=StandardRestore(target))).states
+    states = _read_states(manager, folder, step, words)
     if checksum(states) != about["checksum"]:
         raise ValueError("its checksum is another")
     states = from_numpy(states, like)
     return Saved(step, states, _history_until(folder, step), about["seconds"])
 
 
-def _check_fields(folder: Path, target: Any) -> None:
-    """Raise _Foreign where saved states have other fields than `target`."""
+def _read_states(manager: Any, folder: Path, step: int, like: Any) -> Any:
+    """Saved arrays in the structure of `like`, matched by the names of fields.
+
+    Fields that hold no array may have come or gone since. Raises _Foreign where others have.
+    """
     from orbax.checkpoint import StandardCheckpointHandler
+    from orbax.checkpoint.args import Composite, StandardRestore
 
-    def names(tree: Any) -> set[str]:
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-        return {jax.tree_util.keystr(path, simple=True, separator=".") for path in paths}
+    def by_name(tree: Any) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
 
-    ours, theirs = names(target), names(StandardCheckpointHandler().metadata(folder).tree)
-    other = sorted({name.split(".")[0] for name in ours ^ theirs})
+    stored = StandardCheckpointHandler().metadata(folder / str(step) / "states").tree
+    ours, theirs = ({(k, x.shape) for k, x in by_name(tree).items()} for tree in (like, stored))
+    other = sorted({name.split(".")[0] for name, _ in ours ^ theirs})
     if other:
         raise _Foreign(
             f"saved by another version of jaxrl, whose states differ in {', '.join(other)}: "
             "they cannot be read any more"
         )
+    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
+    arrays = by_name(manager.restore(step, args=Composite(states=StandardRestore(target))).states)
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in by_name(like)])
 
 
 def _history_until(folder: Path, iteration: int) -> list[dict[str, np.ndarray]]:

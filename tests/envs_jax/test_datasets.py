@@ -199,7 +199,7 @@ def test_minari(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*words.split(), "--episodes", "2", "--out", "run"]) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert np.isfinite(summary["settings"][0]["mean"])
+    assert np.isfinite(summary["settings"][0]["measures"]["return"]["mean"])
     with pytest.raises(ValueError, match="minari:jaxrl/none-v0 cannot be loaded") as error:
         read("minari:jaxrl/none-v0")
     assert "\n" not in str(error.value)
