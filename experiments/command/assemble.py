@@ -20,7 +20,6 @@ from envs_jax import datasets
 from experiments.command import parse
 from experiments.runs import recipes
 from experiments.runs.experiment import Experiment, build
-from jaxrl.loops.offline import Offline
 from jaxrl.training.sweep import Lin, Log, grid, random_search
 from jaxrl.words import did_you_mean, near
 
@@ -90,12 +89,12 @@ def assemble(request: Request) -> Experiment:
     fixed = {name: x[0] for name, x in values.items() if isinstance(x, list) and len(x) == 1}
     settings = settings_of({k: v for k, v in values.items() if k not in fixed}, types, request)
 
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"record": request.record}
     if recipe:
-        given = {"total_steps": recipe.steps, **recipe.hyperparameters}
+        given |= {"total_steps": recipe.steps, **recipe.hyperparameters}
     recording = None
     if request.data is not None:
-        if not issubclass(cls, Offline):
+        if "data" not in {field.name for field in dataclasses.fields(cls)}:
             raise ValueError(f"--data {request.data}: {cls.name} does not learn from recorded data")
         recording = datasets.read(request.data, env, env_params)
         given["data"] = recording.dataset(env, env_params)
@@ -109,7 +108,6 @@ def assemble(request: Request) -> Experiment:
         seeds=list(request.seeds),
         evaluations=request.evaluations or default_evaluations,
         episodes=request.episodes or EPISODES,
-        record=request.record,
         recipe=recipe,
         data=request.data,
         recording=recording,

@@ -108,8 +108,7 @@ def snapshots(
         seconds += run.run_seconds
         if run.interrupted:
             raise KeyboardInterrupt  # datasets of a half-trained agent are of no use
-        # The replay memory is no part of the policy, and large.
-        state = run.state._replace(replay=None) if hasattr(run.state, "replay") else run.state
+        state = agent.without_replay(run.state)  # which is large, and not needed to act
         states.append(jax.tree.map(jnp.copy, state))
         evaluation = jaxrl.evaluate(
             agent, state, jax.random.fold_in(key, i), EPISODES, deterministic=False
