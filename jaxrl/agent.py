@@ -201,6 +201,18 @@ class Agent:
         """What of a state must stay finite: its `params`, where it has a field of that name."""
         return getattr(state, "params", ())
 
+    def actors(self, state: Any) -> Any:
+        """The environments of a state (`parts.rollout.Actors`), None where there are none."""
+        return getattr(state, "actors", None)
+
+    def with_actors(self, state: Any, actors: Any) -> Any:
+        """The state with other environments: what `actors` takes out, put back."""
+        return state._replace(actors=actors)
+
+    def without_replay(self, state: Any) -> Any:
+        """A finished run's state without its replay memory, from which it can act, not train."""
+        return state
+
     def progress(self, state: Any, t: jax.Array) -> jax.Array:
         """The part of `total_steps` taken before iteration t, in [0, 1): what schedules follow."""
         taken = self.env_steps(state)
