@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from experiments.command import options
 
 if TYPE_CHECKING:
-    from jaxrl.training.sinks import Sinks
+    from jaxrl import Callback
 
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 ALONE = 3  # where another process of the run is gone
@@ -99,7 +99,6 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
     jaxrl.use_compilation_cache()
     from experiments.command import launch, report
     from experiments.runs import curves, runs
-    from jaxrl.training.sinks import Sinks
 
     if args.resume:
         out = args.resume
@@ -124,15 +123,15 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
         out = args.out or Path("runs") / hosts.of_writer(name)
     command = f"jaxrl {'sweep' if sweep else 'train'} --resume {shlex.quote(str(out))}"
     with contextlib.ExitStack() as open_files:
-        announce, sinks = None, Sinks([])
+        announce = None
+        callbacks: list[Callback | report.Meter] = []
         if hosts.is_writer():
             if not args.resume:
                 open_files.enter_context(runs.new(out))
             runs.write_config(out, config)
             members = len(experiment.settings) * len(experiment.seeds)
             meter = open_files.enter_context(report.Meter(experiment.total_steps))
-            log = open_files.enter_context(contextlib.closing(sinks_of(args, out, members)))
-            announce, sinks = meter.say, Sinks([meter, log])
+            announce, callbacks = meter.say, [meter, *sinks_of(args, out, members)]
             if experiment.recipe:
                 meter.say(f"recipe {experiment.recipe.name}: {experiment.recipe.line()}")
         try:
@@ -142,7 +141,7 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
                 seeds=experiment.seeds,
                 evaluations=evaluations,
                 announce=announce,
-                progress=sinks,
+                callbacks=callbacks,
                 checkpoints=jaxrl.Checkpoints(
                     out / runs.CHECKPOINTS, args.checkpoint_every, args.keep
                 ),
@@ -162,7 +161,7 @@ def run(args: argparse.Namespace, *, seeds: Sequence[int], sweep: bool, random: 
     report.results(summary)
     print(f"{out}: summary.json, metrics.npz, checkpoints, {out / 'curve.png'}")
     if population.interrupted:
-        diverged = args.on_nan == "stop" and bool((population.diverged_at >= 0).any())
+        diverged = args.on_nan == "stop" and bool((population.history.diverged_at >= 0).any())
         why = "a member is not finite; go on without it" if diverged else "interrupted; go on with"
         fail(f"{why}: {command}")
         return DIVERGED if diverged else INTERRUPTED
@@ -182,19 +181,19 @@ def join(args: argparse.Namespace) -> None:
     args.joined = True
 
 
-def sinks_of(args: argparse.Namespace, out: Path, members: int) -> Sinks:
+def sinks_of(args: argparse.Namespace, out: Path, members: int) -> list[Callback]:
     """Where the run's progress is written to, as the options say."""
     from jaxrl.training import sinks
 
     if args.log_member is not None and args.log_member >= members:
         raise ValueError(f"--log-member {args.log_member} is outside 0..{members - 1}")
-    found: list[sinks.Sink] = [sinks.JsonLines(out / "log.jsonl")]
+    found: list[Callback] = [sinks.JsonLines(out / "log.jsonl")]
     if args.tensorboard:
         found.append(sinks.TensorBoard(out / "tensorboard", args.log_member))
     if args.wandb is not None:
         config = json.loads((out / "config.json").read_text())
         found.append(sinks.Wandb(args.wandb, config, args.log_member, dir=str(out)))
-    return sinks.Sinks(found)
+    return found
 
 
 def check_resume(args: argparse.Namespace) -> None:

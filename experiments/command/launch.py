@@ -20,7 +20,7 @@ from experiments.command import parse
 from experiments.runs import recipes
 from jaxrl.agent import Agent
 from jaxrl.loops.offline import Offline
-from jaxrl.training.sweep import Lin, Log, grid, override, random_search
+from jaxrl.training.search import Lin, Log, grid, override, random_search
 
 
 @dataclasses.dataclass(frozen=True)

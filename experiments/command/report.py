@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from jaxrl.training.population import Progress
+    from jaxrl import Progress
 
 PLAIN_LINES = 10  # how often a run reports where there is no terminal to draw a bar on
 

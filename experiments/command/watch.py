@@ -59,21 +59,26 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def of_log(lines: list[dict[str, Any]]) -> list[plots.Curve]:
-    """Mean returns of training episodes, or of evaluations, over a member's steps, by program."""
+    """Mean returns of training episodes, or of evaluations, over a member's steps, by batch."""
     name = "episode_return" if any("episode_return" in x for x in lines) else "evaluation_return"
     found = []
-    for program in sorted({line["program"] for line in lines}):
+    for batch in sorted({batch_of(line) for line in lines}):
         # What a resumed run did again stands there twice: the last of each iteration holds.
-        of_program = {line["iteration"]: line for line in lines if line["program"] == program}
+        of_batch = {line["iteration"]: line for line in lines if batch_of(line) == batch}
         points = [
             (line["env_steps"] / line["members"], line[name])
-            for _, line in sorted(of_program.items())
+            for _, line in sorted(of_batch.items())
             if line.get(name) is not None
         ]
         if len(points) > 1:
             steps, returns = np.asarray(points).T
-            found.append(plots.Curve(f"program {program}", steps, returns[None]))
+            found.append(plots.Curve(f"batch {batch}", steps, returns[None]))
     return found
+
+
+def batch_of(line: dict[str, Any]) -> int:
+    """The number of a line's batch, which runs of before called its program."""
+    return int(line["batch"] if "batch" in line else line["program"])
 
 
 def drawing(found: list[plots.Curve]) -> str:
@@ -100,6 +105,6 @@ def state(lines: list[dict[str, Any]], ended: bool) -> str:
     returns = [x for x in (last.get("episode_return"), last.get("evaluation_return")) if x]
     shown = f", return {number(returns[0])}" if returns else ""
     return (
-        f"{'ended' if ended else 'running'}, program {last['program']}, iteration "
+        f"{'ended' if ended else 'running'}, batch {batch_of(last)}, iteration "
         f"{last['iteration']:,}, {last['env_steps']:,} steps in {last['seconds']:,.0f} s{shown}"
     )

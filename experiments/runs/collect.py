@@ -90,7 +90,7 @@ def snapshots(
     bounds = np.unique(np.linspace(0, agent.num_iterations, SNAPSHOTS + 1).astype(int))[1:]
     run, states, returns = None, [], []
     for i, until in enumerate(bounds):
-        run = jaxrl.train(agent, seed, start=run, until=int(until), progress=meter)
+        run = jaxrl.train(agent, seed, start=run, until=int(until), callbacks=[meter])
         if run.interrupted:
             raise KeyboardInterrupt  # sets of a half-trained agent are none
         state = agent.without_replay(run.state)  # the replay memory is large, and acts not

@@ -185,10 +185,10 @@ def save(
     Returns the summary.
     """
     final = {"final_returns": evaluation.returns, "final_lengths": evaluation.lengths}
-    arrays: dict[str, Any] = {"env_steps": population.env_steps, **population.metrics, **final}
-    if population.evaluations["returns"].shape[1]:
-        arrays["evaluation_steps"] = population.evaluations["env_steps"]
-        arrays["evaluation_returns"] = population.evaluations["returns"]
+    arrays: dict[str, Any] = {"env_steps": population.history.env_steps, **population.history.metrics, **final}
+    if population.history.evaluations["returns"].shape[1]:
+        arrays["evaluation_steps"] = population.history.evaluations["env_steps"]
+        arrays["evaluation_returns"] = population.history.evaluations["returns"]
     np.savez_compressed(folder / "metrics.npz", **arrays)
     summary = summarise(experiment, population, evaluation)
     _write_json(folder / "summary.json", summary)
@@ -209,7 +209,7 @@ def summarise(
     """
     final = np.asarray(evaluation.returns).mean(axis=1)
     values = {"": final}
-    during = np.asarray(population.evaluations["returns"]).mean(axis=2)
+    during = np.asarray(population.history.evaluations["returns"]).mean(axis=2)
     if during.shape[1]:
         values["best_"] = np.fmax(np.nanmax(during, axis=1), final)
     for name, returns in list(values.items()):
@@ -228,7 +228,7 @@ def summarise(
                 center, *around = map(float, mean_ci(of_members[rows]))
                 entry |= {f"{name}mean": center, f"{name}ci95": around}
             settings.append(entry)
-    env_steps = float(np.nansum(np.nanmax(population.env_steps, axis=1)))
+    env_steps = float(np.nansum(np.nanmax(population.history.env_steps, axis=1)))
     return {
         "data": experiment.data,
         "final_return_mean": mean,
@@ -250,7 +250,7 @@ def summarise(
                 "diverged_at": None if np.isnan(diverged_at) else int(diverged_at),
             }
             for row, table, value, diverged_at in zip(
-                overrides, population.table, final, population.diverged_at, strict=True
+                overrides, population.table, final, population.history.diverged_at, strict=True
             )
         ],
         "checkpoints": [rows for rows, _ in population.batches],

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxrl.agent import Tag
-from jaxrl.training.callbacks import Callback, Progress, Saving, Signals, closing
+from jaxrl.training.callbacks import Callback, Progress, Saving, Signals, closing, shown
 from jaxrl.training.checkpoint import Checkpoints, Saved, open_store
 from jaxrl.training.engine import Engine
-from jaxrl.training.history import History
+from jaxrl.training.history import History, mean
 from jaxrl.training.placement import Placement
 from jaxrl.training.population import Run
 from jaxrl.training.schedule import Schedule
@@ -102,23 +101,34 @@ def _loop(
         if schedule.evaluates(t) or (schedule.evaluations and engine.finished):
             result = engine.evaluate(Tag.EVALUATE, t, schedule.episodes)
             history = history.evaluated({"returns": result.returns, **result.info})
-        progress = Progress(
-            batch.number,
-            batch.members,
-            batch.seeds,
-            t,
-            schedule.iterations,
-            total_steps * len(batch.members),
-            engine.seconds,
-            history,
-            history.after(before),
-        )
+        progress = _progress(batch, schedule, history, history.after(before), engine.seconds)
         stops = [callback.stops(progress) for callback in callbacks]  # all are asked
         interrupted = agree(any(stops))
         over = interrupted or engine.finished or t >= schedule.last
-        progress = dataclasses.replace(progress, over=over)
+        progress = progress._replace(over=over)
         is_due = [callback.due(progress) for callback in callbacks]
         states = engine.states_on_host() if agree(any(is_due)) else None
         for callback, due in zip(callbacks, is_due, strict=True):
             callback(progress, states if due else None)
     return history, interrupted
+
+
+def _progress(
+    batch: Batch, schedule: Schedule, history: History, chunk: History, seconds: float
+) -> Progress:
+    """What the callbacks get to see after a chunk."""
+    values = shown(chunk)
+    return Progress(
+        history.stop,
+        schedule.iterations,
+        int(history.steps_taken.sum()),
+        batch.agents.total_steps * len(batch.members),
+        seconds,
+        {name: float(mean(x)) for name, x in values.items()},
+        {name: mean(x, axis=1) for name, x in values.items()},
+        batch.members,
+        batch.number,
+        batch.seeds,
+        history,
+        chunk.first,
+    )

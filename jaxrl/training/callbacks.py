@@ -7,75 +7,61 @@ called. A plain function of one `Progress` is a callback too.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrl.training.checkpoint import Store
-from jaxrl.training.history import History, mean
+from jaxrl.training.history import History
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """What a callback gets between chunks.
 
     Attributes:
-        batch: which of the run's batches this is, from 0.
-        members: their numbers in the sweep's table.
-        seeds: their root seeds.
         iteration, iterations: done, and of the whole run.
-        total_steps: of the whole run, of all members together.
+        env_steps, total_steps: done, and of the whole run, of all members together.
         seconds: that the batch has taken, without compiling.
+        metrics: means over the chunk and the members, NaN where there is no value. Where the chunk
+            ended with an evaluation, also `evaluation_return`, and `evaluation_NAME` for what the
+            agent records.
+        by_member: the same for each member (members,).
+        members: their numbers in the sweep's table.
+        batch: which of the run's batches this is, from 0.
+        seeds: the members' root seeds.
         history: all that the batch has shown so far.
-        chunk: what of it is new, with an evaluation where the chunk ended with one.
-        over: whether this was the batch's last chunk; None as long as that is being asked.
+        first: iterations done before this chunk.
+        over: whether it was the batch's last chunk; not known yet where `stops` is asked.
     """
 
-    batch: int
-    members: list[int]
-    seeds: list[int]
     iteration: int
     iterations: int
+    env_steps: int
     total_steps: int
     seconds: float
-    history: History
-    chunk: History
-    over: bool | None = None
+    metrics: dict[str, float]
+    by_member: dict[str, np.ndarray]
+    members: list[int]
+    batch: int
+    seeds: Sequence[int] = ()
+    history: History = History.empty(0, 0)
+    first: int = 0
+    over: bool = False
 
-    @cached_property
-    def env_steps(self) -> int:
-        """Steps done, of all members together."""
-        return int(self.history.steps_taken.sum())
 
-    @cached_property
-    def metrics(self) -> dict[str, float]:
-        """Means over the chunk and the members; NaN where there is no value.
-
-        Where the chunk ended with an evaluation, also `evaluation_return`, and `evaluation_NAME`
-        for what the agent records.
-        """
-        return {name: float(mean(values)) for name, values in self._values.items()}
-
-    @cached_property
-    def by_member(self) -> dict[str, np.ndarray]:
-        """The same for each member (members,)."""
-        return {name: mean(values, axis=1) for name, values in self._values.items()}
-
-    @property
-    def _values(self) -> dict[str, np.ndarray]:
-        values = dict(self.chunk.metrics)
-        if self.chunk.num_evaluations:
-            for name, episodes in self.chunk.evaluations.items():
-                if name != "env_steps":
-                    shown = "evaluation_return" if name == "returns" else f"evaluation_{name}"
-                    values[shown] = episodes[:, -1]
-        return values
+def shown(chunk: History) -> dict[str, np.ndarray]:
+    """What is shown of a chunk: metrics (members, n) and episodes (members, episodes) by name."""
+    values = dict(chunk.metrics)
+    if chunk.num_evaluations:
+        for name, episodes in chunk.evaluations.items():
+            if name != "env_steps":
+                label = "evaluation_return" if name == "returns" else f"evaluation_{name}"
+                values[label] = episodes[:, -1]
+    return values
 
 
 class Callback:
@@ -175,7 +161,7 @@ class OnNaN(Callback):
 
     def stops(self, progress: Progress) -> bool:
         diverged_at = progress.history.diverged_at
-        rows = np.flatnonzero(diverged_at >= progress.chunk.first)
+        rows = np.flatnonzero(diverged_at >= progress.first).tolist()
         for i in rows:
             warnings.warn(
                 f"member {progress.members[i]} (seed {progress.seeds[i]}) has a loss or parameters "
@@ -183,7 +169,7 @@ class OnNaN(Callback):
                 "statistics",
                 stacklevel=2,
             )
-        return self.is_stopping and rows.size > 0
+        return self.is_stopping and bool(rows)
 
 
 class Signals(Callback):
@@ -222,7 +208,7 @@ class Saving(Callback):
         self.store, self.saved = store, history
 
     def due(self, progress: Progress) -> bool:
-        return bool(progress.over) or self.store.due()
+        return progress.over or self.store.due()
 
     def __call__(self, progress: Progress, states: Any | None) -> None:
         if states is None:

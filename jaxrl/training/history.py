@@ -5,6 +5,7 @@ The only room that joins and masks results. NumPy alone; NaN is "missing" everyw
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ class History(NamedTuple):
         """How many evaluations there were during training."""
         return self.evaluations["env_steps"].shape[-1] if self.evaluations else 0
 
-    def evaluated(self, episodes: dict[str, np.ndarray]) -> History:
+    def evaluated(self, episodes: Mapping[str, Any]) -> History:
         """With one more evaluation, after the last iteration: arrays (members, episodes)."""
         missing = ~np.isnan(self.diverged_at)[:, None]
         new = {name: np.where(missing, np.nan, x)[:, None] for name, x in episodes.items()}

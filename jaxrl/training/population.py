@@ -126,7 +126,8 @@ class Population:
             engine = Engine(run.agent, Placement.of_members(len(run)))
             engine.load(run.state)
             result = engine.evaluate(Tag.TEST, seed, episodes, deterministic)
-            result.returns[~np.isnan(run.history.diverged_at)] = np.nan
+            for values in (result.returns, *result.info.values()):
+                values[~np.isnan(run.history.diverged_at)] = np.nan
             for row, i in enumerate(members):
                 rows[i] = jax.tree.map(lambda x, row=row: x[row], result)
         return jax.tree.map(lambda *xs: np.stack(xs), *rows)

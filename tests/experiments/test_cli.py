@@ -16,7 +16,7 @@ from experiments.command import launch, parse
 from experiments.command.cli import main
 from experiments.command.report import Meter
 from experiments.runs import runs
-from jaxrl.training.population import Progress
+from jaxrl import Progress
 from jaxrl.training.sweep import Lin, Log
 
 JAXRL = [sys.executable, "-m", "experiments.command.cli"]
@@ -263,7 +263,7 @@ def test_run_folder(sweep_folder):
     assert summary["env_steps_per_second"] == pytest.approx(16 * 256 / summary["run_seconds"])
     assert (sweep_folder / "curve.png").stat().st_size > 10_000
     lines = [json.loads(line) for line in (sweep_folder / "log.jsonl").read_text().splitlines()]
-    assert [(x["program"], x["iteration"]) for x in lines] == [
+    assert [(x["batch"], x["iteration"]) for x in lines] == [
         (p, i) for p in (0, 1) for i in (1, 2, 3, 4)
     ]
     assert lines[-1]["env_steps"] == 8 * 256
@@ -354,7 +354,7 @@ def test_logs_of_all_kinds_and_a_member_that_is_not_finite(tmp_path, capsys):
     (out / "curve.png").unlink()
     assert main(["watch", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "ended, program 0, iteration 4, 512 steps" in shown
+    assert "ended, batch 0, iteration 4, 512 steps" in shown
     assert "steps of a member" in shown
     assert (out / "curve.png").stat().st_size > 1000
 
@@ -364,13 +364,13 @@ def test_watch_shows_a_run_that_goes_on(tmp_path, capsys):
     assert main(["watch", str(tmp_path)]) == 0
     assert "nothing to show yet" in capsys.readouterr().out
     lines = [
-        {"program": 0, "members": 2, "iteration": i, "env_steps": 2 * i, "episode_return": i / 2}
+        {"batch": 0, "members": 2, "iteration": i, "env_steps": 2 * i, "episode_return": i / 2}
         for i in range(1, 6)
     ]
     text = "".join(json.dumps(line | {"seconds": 3.5}) + "\n" for line in lines)
-    (tmp_path / "log.jsonl").write_text(text + '{"program": 0, "mem')  # the last is being written
+    (tmp_path / "log.jsonl").write_text(text + '{"batch": 0, "mem')  # the last is being written
     assert main(["watch", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "running, program 0, iteration 5, 10 steps in 4 s, return 2.50" in shown
+    assert "running, batch 0, iteration 5, 10 steps in 4 s, return 2.50" in shown
     assert (tmp_path / "curve.png").exists()
     assert main(["watch", str(tmp_path / "no")]) == 2
