@@ -20,7 +20,7 @@ from envs_jax import datasets
 from experiments.command import parse
 from experiments.runs import recipes
 from experiments.runs.experiment import Experiment, build
-from jaxrl.training.sweep import Lin, Log, grid, random_search
+from jaxrl.training.search import Lin, Log, grid, random_search
 from jaxrl.words import did_you_mean, near
 
 EVALUATIONS = 20  # of a run on recorded data, which has no episodes of its own to show

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from experiments.runs.formatting import number
 
 if TYPE_CHECKING:
-    from jaxrl.training.population import Progress
+    from jaxrl import Progress
 
 PLAIN_LINES = 10  # how often a run reports where there is no terminal to draw a bar on
 
@@ -74,7 +74,7 @@ class Meter:
         self.run += 1
 
     def __call__(self, progress: Progress) -> None:
-        self.newest[self.run, progress.program] = progress
+        self.newest[self.run, progress.batch] = progress
         steps = sum(newest.env_steps for newest in self.newest.values())
         seconds = sum(newest.seconds for newest in self.newest.values())
         rate = steps / max(seconds, 1e-9)

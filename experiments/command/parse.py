@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxrl.training.sweep import Lin, Log
+    from jaxrl.training.search import Lin, Log
 
 Convert = Callable[[str], Any]
 
@@ -93,7 +93,7 @@ def axis(
     `check` raises ValueError for a value that is not accepted. A range of whole numbers is
     rounded. In a `random` search a range stays a range and its n may be left out.
     """
-    from jaxrl.training.sweep import Lin, Log
+    from jaxrl.training.search import Lin, Log
 
     form, *ends = text.split(":")
     if not ends:

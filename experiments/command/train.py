@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxrl
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{folder.path}: summary.json, metrics.npz, checkpoints, {figure}")
     if not population.interrupted:
         return 0
-    if args.on_nan == "stop" and bool((population.diverged_at >= 0).any()):
+    if args.on_nan == "stop" and bool((population.history.diverged_at >= 0).any()):
         messages.error(f"a member is not finite; go on without it: {again}")
         return messages.DIVERGED
     messages.error(f"interrupted; go on with: {again}")
@@ -64,12 +64,12 @@ def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
 
 def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -> jaxrl.Population:
     """The trained population of an experiment, its progress shown and written."""
-    with contextlib.ExitStack() as open_files:
-        announce, progress = None, sinks.Sinks([])
+    with contextlib.ExitStack() as shown:
+        announce: Callable[[str], None] | None = None
+        callbacks: list[jaxrl.Callback | Meter] = []
         if hosts.is_writer():
-            meter = open_files.enter_context(Meter(experiment.total_steps))
-            logs = open_files.enter_context(contextlib.closing(logs_of(args, folder, experiment)))
-            announce, progress = meter.say, sinks.Sinks([meter, logs])
+            meter = shown.enter_context(Meter(experiment.total_steps))
+            announce, callbacks = meter.say, [meter, *logs_of(args, folder, experiment)]
             if experiment.recipe:
                 meter.say(experiment.recipe_line())
         return jaxrl.sweep(
@@ -78,7 +78,7 @@ def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -
             seeds=experiment.seeds,
             evaluations=experiment.evaluations,
             announce=announce,
-            progress=progress,
+            callbacks=callbacks,
             checkpoints=jaxrl.Checkpoints(folder.checkpoints, args.checkpoint_every, args.keep),
             on_nan=args.on_nan,
             memory=args.memory,
@@ -86,15 +86,17 @@ def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -
         )
 
 
-def logs_of(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -> sinks.Sinks:
+def logs_of(
+    args: argparse.Namespace, folder: RunFolder, experiment: Experiment
+) -> list[jaxrl.Callback]:
     """Where the run's progress is written to, as the options say."""
     last = experiment.num_members - 1
     if args.log_member is not None and args.log_member > last:
         raise ValueError(f"--log-member {args.log_member} is outside 0..{last}")
-    logs: list[sinks.Sink] = [sinks.JsonLines(folder.log)]
+    logs: list[jaxrl.Callback] = [sinks.JsonLines(folder.log)]
     if args.tensorboard:
         logs.append(sinks.TensorBoard(folder.path / "tensorboard", args.log_member))
     if args.wandb is not None:
         options = {"dir": str(folder.path)}
         logs.append(sinks.Wandb(args.wandb, folder.config, args.log_member, **options))
-    return sinks.Sinks(logs)
+    return logs

@@ -29,7 +29,6 @@ from experiments.runs.experiment import Experiment
 from jaxrl import spaces
 from jaxrl.agent import Tag, derive
 from jaxrl.parts.rollout import reset, rollout
-from jaxrl.training.population import Progress
 
 KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 SNAPSHOTS = 80  # fine enough to find a third of the way where learning is sudden
@@ -50,7 +49,7 @@ class Written(NamedTuple):
 
 
 def collect(
-    experiment: Experiment, size: int, progress: Callable[[Progress], None]
+    experiment: Experiment, size: int, progress: Callable[[jaxrl.Progress], None]
 ) -> dict[str, Recording]:
     """Train the experiment's agent with its first seed and record `size` steps of each kind."""
     agent, seed = experiment.agent, experiment.seeds[0]
@@ -94,17 +93,17 @@ def collect(
 
 
 def snapshots(
-    agent: Any, seed: int, key: jax.Array, progress: Callable[[Progress], None]
+    agent: Any, seed: int, key: jax.Array, progress: Callable[[jaxrl.Progress], None]
 ) -> tuple[list[Any], np.ndarray]:
     """States at SNAPSHOTS even times of training, and their mean returns with noise."""
     bounds = np.unique(np.linspace(0, agent.num_iterations, SNAPSHOTS + 1).astype(int))[1:]
     run, states, returns, seconds = None, [], [], 0.0
 
-    def of_whole_run(piece: Progress) -> None:
-        progress(piece._replace(seconds=seconds + piece.seconds))
+    def of_whole_run(chunk: jaxrl.Progress) -> None:
+        progress(chunk._replace(seconds=seconds + chunk.seconds))
 
     for i, until in enumerate(bounds):
-        run = jaxrl.train(agent, seed, start=run, until=int(until), progress=of_whole_run)
+        run = jaxrl.train(agent, seed, start=run, until=int(until), callbacks=[of_whole_run])
         seconds += run.run_seconds
         if run.interrupted:
             raise KeyboardInterrupt  # datasets of a half-trained agent are of no use

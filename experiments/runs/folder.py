@@ -46,7 +46,7 @@ from experiments.runs.summary import arrays, summarise
 from jaxrl.agent import Agent
 from jaxrl.training import checkpoint, hosts
 from jaxrl.training.evaluate import Evaluation
-from jaxrl.training.sweep import Population
+from jaxrl.training.population import Population
 
 CONFIG, SUMMARY, METRICS, LOG = "config.json", "summary.json", "metrics.npz", "log.jsonl"
 

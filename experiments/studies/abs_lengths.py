@@ -50,7 +50,7 @@ def main() -> None:
             # Two members at a time, one a device: trip counts differ with the length, and members
             # of one vmapped loop would all wait for the slowest.
             population = jaxrl.sweep(
-                agent.replace(**setting), seeds=args.seeds, batch_size=2, progress=meter
+                agent.replace(**setting), seeds=args.seeds, batch_size=2, callbacks=[meter]
             ).whole()
             final = population.evaluate().returns.mean(axis=1)
             mean, low, high = mean_ci(final)
@@ -62,7 +62,9 @@ def main() -> None:
             }
             meter.say(f"{label}: {report.number(float(mean))} [{low:.2f}, {high:.2f}]")
             curves[label] = {
-                name: binned(population.env_steps, population.metrics[name], args.steps)
+                name: binned(
+                    population.history.env_steps, population.history.metrics[name], args.steps
+                )
                 for name in PANELS
             }
     FOLDER.mkdir(parents=True, exist_ok=True)

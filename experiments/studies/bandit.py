@@ -16,7 +16,7 @@ import jaxrl
 from agents.off_policy.mixturesac import MixtureSAC
 from agents.off_policy.sac import SAC
 from agents.off_policy.softgac import SoftGAC
-from jaxrl.training.sweep import Population
+from jaxrl import Population
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,7 +109,8 @@ def actions_of(population: Population, samples: int = SAMPLES) -> np.ndarray:
     def sample(agent: Any, state: Any, key: jax.Array) -> jax.Array:
         return agent.policy(state, deterministic=False)(obs, key)[:, 0]
 
-    members = [population.select(i)[:2] for i in range(len(population))]
+    runs = [population[i] for i in range(len(population))]
+    members = [(run.agent, run.state) for run in runs]
     return np.stack(
         [
             np.asarray(sample(agent, state, jax.random.key(i)))

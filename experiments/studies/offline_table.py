@@ -66,7 +66,7 @@ def main() -> None:
     from experiments.runs.collect import path_of
     from jaxrl import spaces
     from jaxrl.report.stats import mean_ci
-    from jaxrl.training import devices
+    from jaxrl.training import engine
 
     env, env_params = envs_jax.make(args.env)
     rows = DISCRETE if spaces.is_discrete(env.action_space(env_params)) else CONTINUOUS
@@ -121,10 +121,10 @@ def main() -> None:
                 seeds=args.seeds,
                 evaluations=args.evaluations,
                 episodes=args.episodes,
-                progress=meter,
+                callbacks=[meter],
             ).whole()
             last = population.evaluate(args.episodes).returns.mean(axis=1)
-            best = population.evaluations["returns"].mean(axis=2).max(axis=1)
+            best = population.history.evaluations["returns"].mean(axis=2).max(axis=1)
             cell: dict[str, Any] = {}
             for label, returns in (("last", last), ("best", best)):
                 normalised = np.asarray(recordings[kind].score(returns))
@@ -134,11 +134,11 @@ def main() -> None:
                     "ci95": [float(low), float(high)],
                     "scores": normalised.tolist(),
                 }
-            cell["q_mean"] = _final(population.metrics.get("q_mean"))
+            cell["q_mean"] = _final(population.history.metrics.get("q_mean"))
             scores[name][kind] = cell
             path.write_text(json.dumps({**settings, "scores": scores}, indent=1) + "\n")
             # Programs map memory, of which there is a limited number: a table's are too many.
-            devices.forget_programs()
+            engine.forget_programs()
             meter.say(f"{kind:14s} {name:10s} {number(cell['last']['mean'])}")
     results = {**settings, "scores": scores}
     path.with_suffix(".md").write_text(table(results))

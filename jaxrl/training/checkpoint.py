@@ -18,24 +18,28 @@ import os
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxrl.training import hosts
+from jaxrl.training.history import History
 from jaxrl.training.hosts import from_numpy, is_key, to_numpy
+from jaxrl.training.members import shared_arrays
 
 HISTORY = "history"
 BATCHES = "batches.json"
 
 
 class Saved(NamedTuple):
-    """What a checkpoint gives back: states of all members, and arrays over all iterations."""
+    """What a run is resumed from: states of all members, and what they have shown."""
 
     iteration: int
     states: Any
-    history: list[dict[str, np.ndarray]]  # one for each save, in order
+    history: History
     seconds: float  # that the run had taken, without compiling
 
 
@@ -46,7 +50,7 @@ class Checkpoints:
     Attributes:
         folder: theirs alone; made where it is missing.
         every: seconds from one save to the next; the last state is saved in any case.
-        keep: how many of the newest are kept. The one of the best return so far is kept as well.
+        keep: how many of the newest are kept. The one with the best return so far is kept as well.
     """
 
     folder: Path
@@ -60,26 +64,66 @@ class Checkpoints:
             raise ValueError(f"checkpoints: keep={self.keep} must be at least 1")
 
     def part(self, name: str) -> Checkpoints:
-        """Those of one program of several."""
+        """Those of one batch of several."""
         return dataclasses.replace(self, folder=self.folder / name)
 
-    def batch(self, number: int) -> int | None:
-        """How many members train at once from program `number` on, where that is settled."""
-        path = self.folder / BATCHES
-        known = json.loads(path.read_text()) if path.exists() else {}
-        return known.get(str(number))
+    def batch_size(self, number: int, decide: Callable[[], int]) -> int:
+        """How many members train at once from batch `number` on.
 
-    def note_batch(self, number: int, size: int) -> None:
-        """Settle it: another memory limit later must not sort members into other programs."""
+        What was decided when the run began is settled: another memory limit later must not sort
+        members into other batches.
+
+        Raises: ValueError where that cannot be written down.
+        """
         path = self.folder / BATCHES
-        known = json.loads(path.read_text()) if path.exists() else {}
-        part = path.with_suffix(".part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(known | {str(number): size}))
-            part.replace(path)
-        except OSError as error:
-            raise ValueError(f"cannot write to {self.folder}: {error.strerror}") from None
+        known: dict[str, int] = {}
+        if hosts.is_writer() and path.exists():
+            known = json.loads(path.read_text())
+        size: int | None = hosts.of_writer(known.get(str(number)))
+        if size is not None:
+            return size
+        size = decide()
+        if hosts.is_writer():
+            part = path.with_suffix(".part")
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                part.write_text(json.dumps(known | {str(number): size}))
+                part.replace(path)
+            except OSError as error:
+                raise ValueError(f"cannot write to {self.folder}: {error.strerror}") from None
+        return size
+
+
+def identity(agents: Any, seeds: list[int]) -> dict[str, Any]:
+    """What a checkpoint belongs to: all that the members' runs follow from, but their length."""
+    fields: dict[str, Any] = {}
+    for h in agents.hyperparameters():
+        value = getattr(agents, h.name)
+        fields[h.name] = np.asarray(value).tolist() if h.kind == "traced" else value
+    del fields["total_steps"]
+    recorded = shared_arrays(agents)
+    return fields | {
+        "agent": agents.name,
+        "environment": agents.env.name,
+        "environment parameters": checksum(agents.env_params),
+        "recorded data": checksum(recorded) if recorded else None,
+        "seeds": seeds,
+    }
+
+
+def open_store(
+    checkpoints: Checkpoints | None, agents: Any, seeds: list[int], like: Any
+) -> tuple[Store | None, Saved | None]:
+    """The store of stacked agents' states `like` these, and what it holds; on one process only.
+
+    What it holds is passed to all processes.
+
+    Raises: ValueError as `Store` and `Store.restore` do.
+    """
+    if checkpoints is None:
+        return None, None
+    store = Store(checkpoints, identity(agents, seeds)) if hosts.is_writer() else None
+    return store, hosts.of_writer(store.restore(like) if store else None)
 
 
 class Store:
@@ -111,14 +155,14 @@ class Store:
         except OSError:
             self.lock.close()
             raise ValueError(f"{checkpoints.folder} is in use by another process") from None
-        kept = [
+        preserved = [
             LatestN(checkpoints.keep),
             BestN(get_metric_fn=lambda metrics: metrics["return"], n=1),
         ]
         options = CheckpointManagerOptions(
             multiprocessing_options=_alone(),
             create=False,  # it is there; orbax refuses to make one for one process of several
-            preservation_policy=AnyPreservationPolicy(kept),
+            preservation_policy=AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,  # what a kill has left
         )
         self.manager = CheckpointManager(self.folder, options=options)
@@ -154,11 +198,11 @@ class Store:
         self,
         iteration: int,
         states: Any,
-        history: dict[str, np.ndarray],
+        history: History,
         score: float,
         seconds: float,
     ) -> bool:
-        """Save states after `iteration`, and what was recorded since the last that succeeded.
+        """Save states after `iteration`, and the history since the last save that succeeded.
 
         Returns once the states are copied; they are written while training goes on. Where that
         fails, as on a full disk, it warns and returns False: what was saved before stays.
@@ -166,7 +210,7 @@ class Store:
         self.saved_at = time.perf_counter()
         path = self.folder / HISTORY / f"{self.iteration:010d}-{iteration:010d}.npz"
         try:
-            _write(path, history)
+            _write(path, history.to_arrays())
             self._save_states(iteration, states, score, seconds)
         except Exception as error:  # whatever a writer raises, also that of the save before
             path.unlink(missing_ok=True)
@@ -316,28 +360,29 @@ def _read_states(manager: Any, folder: Path, step: int, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in by_name(like)])
 
 
-def _history_until(folder: Path, iteration: int) -> list[dict[str, np.ndarray]]:
-    """The recorded pieces from the start to an iteration, without a gap."""
-    pieces, reached = [], 0
+def _history_until(folder: Path, iteration: int) -> History:
+    """The history from the start to an iteration, without a gap."""
+    history, reached = None, 0
     for first, stop, path in _pieces(folder):
         if stop > iteration:
             break
         if first != reached:
             raise ValueError(f"{path} begins at {first} instead of {reached}")
         with path.open("rb") as file, np.load(file) as arrays:
-            pieces.append(dict(arrays))
+            new = History.from_arrays(dict(arrays), stop)
+        history = new if history is None else history.then(new)
         reached = stop
-    if reached != iteration:
+    if history is None or reached != iteration:
         raise ValueError(f"{folder / HISTORY} ends at {reached} instead of {iteration}")
-    return pieces
+    return history
 
 
 def _pieces(folder: Path) -> list[tuple[int, int, Path]]:
-    found = []
+    pieces = []
     for path in (folder / HISTORY).glob("*.npz"):
         first, stop = map(int, path.stem.split("-"))
-        found.append((first, stop, path))
-    return sorted(found)
+        pieces.append((first, stop, path))
+    return sorted(pieces)
 
 
 class _Foreign(Exception):

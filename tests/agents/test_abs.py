@@ -48,11 +48,15 @@ def test_fixed_length_equals_pqn_bit_for_bit():
     assert_same(fixed.state.params, plain.state.params)
     assert_same(fixed.state.opt_state, plain.state.opt_state)
     assert_same(fixed.state.actors, plain.state.actors)
-    np.testing.assert_array_equal(fixed.env_steps, plain.env_steps)
+    np.testing.assert_array_equal(fixed.history.env_steps, plain.history.env_steps)
     for name in ("epsilon", "episode_return", "episode_length", "episodes"):
-        np.testing.assert_array_equal(fixed.metrics[name], plain.metrics[name])
-    np.testing.assert_allclose(fixed.metrics["loss"], plain.metrics["loss"], rtol=1e-5)
-    np.testing.assert_allclose(fixed.metrics["q_mean"], plain.metrics["q_mean"], rtol=1e-5)
+        np.testing.assert_array_equal(fixed.history.metrics[name], plain.history.metrics[name])
+    np.testing.assert_allclose(
+        fixed.history.metrics["loss"], plain.history.metrics["loss"], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        fixed.history.metrics["q_mean"], plain.history.metrics["q_mean"], rtol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -199,38 +203,39 @@ def often(monkeypatch):
 def test_population_of_varying_lengths():
     agent = abs_agent(OFTEN, total_steps=1200)
     population = jaxrl.sweep(agent, seeds=5, evaluations=2, episodes=4)
-    assert population.env_steps.shape[1] <= agent.num_iterations
-    last = np.nanmax(population.env_steps, axis=1)
+    assert population.history.env_steps.shape[1] <= agent.num_iterations
+    last = np.nanmax(population.history.env_steps, axis=1)
     assert (last >= 1200).all()
     assert (last < 1200 + 4 * 16).all()
-    lengths = population.metrics["rollout_length"]
+    lengths = population.history.metrics["rollout_length"]
     assert np.nanmax(lengths) > 8
     assert len({tuple(row) for row in np.nan_to_num(lengths)}) > 2
     iterations = []
     for i in range(5):
-        run = population.select(i)
+        run = population[i]
         np.testing.assert_array_equal(
-            np.diff(run.env_steps, prepend=0), 4 * lengths[i, : run.iteration]
+            np.diff(run.history.env_steps, prepend=0), 4 * lengths[i, : run.iteration]
         )
-        assert np.isfinite(run.metrics["loss"]).all()
+        assert np.isfinite(run.history.metrics["loss"]).all()
         assert run.state.env_steps == last[i]
         np.testing.assert_array_equal(
-            run.metrics["num_epochs"], np.maximum(2, 2 * run.metrics["rollout_length"] // 32)
+            run.history.metrics["num_epochs"],
+            np.maximum(2, 2 * run.history.metrics["rollout_length"] // 32),
         )
         iterations.append(run.iteration)
     assert len(set(iterations)) > 1
     # The last evaluation is at the end of each member's run.
-    np.testing.assert_array_equal(population.evaluations["env_steps"][:, -1], last)
+    np.testing.assert_array_equal(population.history.evaluations["env_steps"][:, -1], last)
 
     alone = jaxrl.train(agent, seed=3)
-    run = population.select(3)
+    run = population[3]
     assert run.iteration == alone.iteration
     assert_close(run.state, alone.state, 1e-4)
-    assert_close(run.metrics, alone.metrics, 1e-3)
+    assert_close(run.history.metrics, alone.history.metrics, 1e-3)
     state, metrics = jax.jit(jaxrl.fused)(agent, jax.random.key(3))
     assert_close(state, alone.state, 1e-4)
     rows = jax.tree.map(lambda x: x[: alone.iteration], metrics)
-    assert_close(rows, alone.metrics, 1e-3)
+    assert_close(rows, alone.history.metrics, 1e-3)
     assert np.isnan(metrics["loss"][alone.iteration :]).all()
 
 
@@ -244,7 +249,9 @@ def test_going_on_equals_one_long_run():
     second = jaxrl.train(agent, start=first)
     assert_same(second.state, whole.state)
     assert second.iteration == whole.iteration < agent.num_iterations
-    np.testing.assert_array_equal(np.append(first.env_steps, second.env_steps), whole.env_steps)
+    np.testing.assert_array_equal(
+        np.append(first.history.env_steps, second.history.env_steps), whole.history.env_steps
+    )
 
 
 @pytest.mark.usefixtures("often")

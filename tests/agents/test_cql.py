@@ -145,10 +145,10 @@ def test_the_lagrange_factor_holds_the_gap_at_its_target():
     options = {"lagrange": True, "cql_alpha": 1.0, "temperature": 0.3, "learning_rate": 1e-3}
     agent = cql(env, bandit(env), steps=20_000, temperature_learning_rate=0.0, **options)
     population = jaxrl.sweep(agent, {"target_gap": [4.3, 10.0]})
-    held, free = population.metrics["gap"][:, -30:].mean(axis=1)
+    held, free = population.history.metrics["gap"][:, -30:].mean(axis=1)
     assert held == pytest.approx(4.3, abs=0.05)
     assert 4.4 < free < 4.6  # a log of a mean of 30 is a little low
-    assert population.metrics["cql_factor"][1, -1] < 0.01
+    assert population.history.metrics["cql_factor"][1, -1] < 0.01
 
 
 @pytest.mark.slow

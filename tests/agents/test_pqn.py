@@ -55,19 +55,19 @@ def population():
 @pytest.mark.slow
 @pytest.mark.parametrize("i", range(len(PROBES)))
 def test_q_reaches_the_known_answer(population, i):
-    actual = q_values(population.select(i), PROBES[i].observations)
+    actual = q_values(population[i], PROBES[i].observations)
     np.testing.assert_allclose(actual, PROBES[i].q, rtol=0.01, atol=0.05)
 
 
 def test_reward_scale_scales_q(population):
-    run = population.select(len(PROBES))
+    run = population[len(PROBES)]
     np.testing.assert_allclose(q_values(run, [1.0]), [[0.1, 0.1]], atol=0.01)
-    assert (run.metrics["episode_return"] == 1).all()  # what is reported is not scaled
+    assert (run.history.metrics["episode_return"] == 1).all()  # what is reported is not scaled
 
 
 @pytest.mark.slow
 def test_greedy_policy_finds_the_best_action(population):
-    run = population.select(MATCH)
+    run = population[MATCH]
     best = jaxrl.evaluate(run.agent, run.state, KEY, episodes=32)
     np.testing.assert_array_equal(best.returns, np.ones(32))
     noisy = run.agent.replace(epsilon_end=1.0)
@@ -78,7 +78,7 @@ def test_greedy_policy_finds_the_best_action(population):
 def test_epsilon_follows_its_schedule(population):
     """From 1 to 0.05 over the first half of 600 iterations."""
     expected = np.maximum(1 - 0.95 * np.arange(600) / 300, 0.05)
-    np.testing.assert_allclose(population.metrics["epsilon"][0], expected, rtol=1e-4)
+    np.testing.assert_allclose(population.history.metrics["epsilon"][0], expected, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -148,8 +148,8 @@ def test_member_of_a_population_is_a_single_run():
     agent = pqn(Chain(limit=3), iterations=8)
     run = jaxrl.train(agent, seed=2)
     rates = jaxrl.sweep(agent, {"learning_rate": [1e-2, 1e-3, 1e-4]}, seeds=[2])
-    assert_close(rates.select(0).state, run.state, 1e-4)
-    assert_close(rates.select(0).metrics, run.metrics, 1e-3)
+    assert_close(rates[0].state, run.state, 1e-4)
+    assert_close(rates[0].history.metrics, run.history.metrics, 1e-3)
 
 
 @pytest.mark.slow

@@ -111,9 +111,9 @@ def test_a_sweep_of_records_equals_single_runs():
     agent = make(TD3BC, env, bandit(env), steps=200, num_updates=20)
     population = jaxrl.sweep(agent, {"learning_rate": [1e-3, 1e-4]}, seeds=2, evaluations=2)
     alone = jaxrl.train(agent.replace(learning_rate=1e-4), seed=1, evaluations=2)
-    assert_close(population.select(3).state, alone.state, 1e-4)
-    assert alone.evaluations["returns"].shape == (2, 64)
-    np.testing.assert_array_equal(alone.env_steps, np.arange(1, 11) * 20)
+    assert_close(population[3].state, alone.state, 1e-4)
+    assert alone.history.evaluations["returns"].shape == (2, 64)
+    np.testing.assert_array_equal(alone.history.env_steps, np.arange(1, 11) * 20)
 
 
 def test_observations_are_normalised_by_the_data():

@@ -63,10 +63,10 @@ def test_dqn_reaches_the_known_answers():
     agent = make(DQN, any_of(rows), iterations=2500, target_period=20)
     population = jaxrl.sweep(agent, settings(rows))
     for i, row in enumerate(rows):
-        run = population.select(i)
+        run = population[i]
         actual = run.agent.q_values(run.state.learner.params, jnp.array(row.observations)[:, None])
         np.testing.assert_allclose(actual, row.q, rtol=0.03, atol=0.1, err_msg=str(i))
-    run = population.select(MATCH)
+    run = population[MATCH]
     best = jaxrl.evaluate(run.agent, run.state, KEY, episodes=32)
     np.testing.assert_array_equal(best.returns, np.ones(32))
 
@@ -147,7 +147,7 @@ def test_reaches_the_known_answers(cls):
     for i, row in enumerate(rows):
         if i in (CHOICE, MATCH):
             continue
-        run = population.select(i)
+        run = population[i]
         obs = jnp.array(row.observations)[:, None]
         action = run.agent.act(run.state.learner.actor, obs, KEY, deterministic=True)
         actual = run.agent.q_values(run.state.learner.critics, obs, action).mean(0)
@@ -193,7 +193,7 @@ def test_temperature_holds_the_penalty_at_its_target(cls, target):
     env = ActionChoice(continuous=True)
     options = {"temperature": 0.1, "temperature_learning_rate": 1e-2} | target
     run = jaxrl.train(make(cls, env, iterations=3000, **options))
-    newest = run.metrics["penalty"][-500:].mean()
+    newest = run.history.metrics["penalty"][-500:].mean()
     assert newest == pytest.approx(float(run.agent.penalty_target), abs=0.1)
 
 
@@ -207,7 +207,7 @@ def test_sac_learns_the_boltzmann_policy():
     density = np.exp(-np.abs(2 * a - 1.5) / 0.5)
     density /= np.trapezoid(density, a)
     entropy = -np.trapezoid(density * np.log(density), a)
-    assert run.metrics["entropy"][-500:].mean() == pytest.approx(entropy, abs=0.1)
+    assert run.history.metrics["entropy"][-500:].mean() == pytest.approx(entropy, abs=0.1)
 
 
 # The loop ---------------------------------------------------------------------------------------
@@ -224,8 +224,8 @@ def test_random_actions_cover_the_box_and_stop_when_learning_starts():
     assert 0.95 < random.max() <= 1
     assert abs(random.std() - 1 / np.sqrt(3)) < 0.06  # uniform
     assert acted.std() > 0.6  # tanh of a standard normal: 0.63
-    assert np.isnan(run.metrics["critic_loss"][:31]).all()
-    assert np.isfinite(run.metrics["critic_loss"][31:]).all()
+    assert np.isnan(run.history.metrics["critic_loss"][:31]).all()
+    assert np.isfinite(run.history.metrics["critic_loss"][31:]).all()
 
 
 @pytest.mark.slow
@@ -254,7 +254,7 @@ def test_the_replay_of_64_members_is_held_once():
     agent = SAC(env, env_params, **SMALL | {"total_steps": 512, "buffer_size": 20_000})
     lines = []
     population = jaxrl.sweep(agent, seeds=64, announce=lines.append)
-    assert np.isfinite(population.metrics["critic_loss"][:, -1]).all()
+    assert np.isfinite(population.history.metrics["critic_loss"][:, -1]).all()
 
     states = population.batches[0][1].states
     each = 20_000 * (3 * 4 * 2 + 4 + 4 + 1)
@@ -305,9 +305,9 @@ def test_chunked_fused_and_population_agree(cls):
     run = jaxrl.train(agent, seed=2)
     state, metrics = jax.jit(jaxrl.fused)(agent, jax.random.key(2))
     assert_close(run.state, state, 1e-3)
-    assert_close(run.metrics, metrics, 1e-3)
+    assert_close(run.history.metrics, metrics, 1e-3)
     rates = jaxrl.sweep(agent, {"learning_rate": [3e-3, 1e-3, 1e-4]}, seeds=[2])
-    assert_close(rates.select(0).metrics, run.metrics, 1e-2)
+    assert_close(rates[0].history.metrics, run.history.metrics, 1e-2)
 
 
 @pytest.mark.parametrize(

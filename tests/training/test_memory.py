@@ -9,8 +9,8 @@ from agents.off_policy.sac import SAC
 from jaxrl import Checkpoints
 from jaxrl.parts.replay import nbytes
 from jaxrl.training import memory
+from jaxrl.training.engine import needed_bytes
 from jaxrl.training.members import stack_agents
-from jaxrl.training.programs import needed_bytes
 from tests.helpers import assert_close
 from tests.probes import ActionChoice
 from tests.training.test_sweep import toy
@@ -103,12 +103,12 @@ def test_a_population_four_times_too_large_trains_in_batches(tmp_path):
     assert [len(rows) for rows, _ in whole.batches] == [16]
     # One program's rounding is not another's: the same up to that.
     for name in ("critic_loss", "episode_return"):
-        assert_close(population.metrics[name], whole.metrics[name], 1e-2)
+        assert_close(population.history.metrics[name], whole.history.metrics[name], 1e-2)
     # Going on under another limit keeps the batches that it was begun with.
     again = train(None, checkpoints)
     assert [len(rows) for rows, _ in again.batches] == sizes
     with pytest.raises(ValueError, match="its replay memory was not kept"):
-        jaxrl.train(agent.replace(total_steps=512), start=population.select(0))
+        jaxrl.train(agent.replace(total_steps=512), start=population[0])
 
 
 def test_a_single_run_does_not_copy_its_replay_all_the_time():

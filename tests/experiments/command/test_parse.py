@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.command import options, parse
-from jaxrl.training.sweep import Lin, Log
+from jaxrl import Lin, Log
 
 
 @pytest.mark.parametrize(

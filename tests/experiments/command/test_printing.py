@@ -9,7 +9,7 @@ from experiments.command import printing
 from experiments.command.meter import Meter
 from experiments.runs.collect import Written
 from experiments.runs.formatting import interval_text, number, setting_text
-from jaxrl.training.population import Progress
+from jaxrl import Progress
 
 
 def report(batch, iteration, iterations, env_steps, seconds=1.0):
