@@ -76,7 +76,7 @@ def test_what_an_environment_reports_is_summed_and_shown(costly, tmp_path, capsy
     metrics, summary = folder.metrics(), folder.summary
     np.testing.assert_allclose(metrics["episode_cost"], metrics["episode_length"] / 2)
     np.testing.assert_allclose(metrics["final_cost"], metrics["final_lengths"] / 2)
-    assert metrics["evaluation_cost"].shape == metrics["evaluation_returns"].shape == (4, 2, 3)
+    assert metrics["evaluation_cost"].shape == metrics["evaluation_returns"].shape == (4, 2, 64)
     np.testing.assert_allclose(metrics["evaluation_cost"], metrics["evaluation_returns"] / 2)
     by_member = metrics["final_cost"].mean(axis=1)
     assert [m["recorded"]["cost"] for m in summary["members"]] == pytest.approx(by_member)
