@@ -39,7 +39,7 @@ class Request:
         random: draw this many settings from the ranges instead of taking the grid.
         data: recorded steps to learn from, as `envs_jax.datasets.read` takes them.
         evaluations: during training; None: none, but EVALUATIONS of a run on recorded data.
-        episodes: of each evaluation.
+        episodes: of the final evaluation, per member.
         record: names in the environment's `info` to sum per episode.
     """
 

@@ -99,7 +99,7 @@ def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
         type=positive,
         help="times to evaluate during training (default: 0; with --data 20)",
     )
-    add("--episodes", type=positive, help="episodes per member and evaluation (default: 64)")
+    add("--episodes", type=positive, help="final evaluation episodes per member (default: 64)")
     add(
         "--record",
         metavar="NAMES",
