@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from jaxrl.training.sweep import override
-
 from envs_jax.datasets import Recording
 from experiments.runs.recipes import Recipe
 from jaxrl.agent import Agent
+from jaxrl.training.sweep import override
 
 
 @dataclasses.dataclass(frozen=True)
