@@ -10,7 +10,7 @@ from typing import Any
 from envs_jax.datasets import Recording
 from experiments.runs.recipes import Recipe
 from jaxrl.agent import Agent
-from jaxrl.training.sweep import override
+from jaxrl.training.search import override
 
 
 @dataclasses.dataclass(frozen=True)

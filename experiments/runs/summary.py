@@ -10,18 +10,19 @@ from experiments.runs.experiment import Experiment, hyperparameters
 from experiments.runs.formatting import steps_name
 from jaxrl.report.stats import mean_ci
 from jaxrl.training.evaluate import Evaluation
-from jaxrl.training.sweep import Population
+from jaxrl.training.population import Population
 
 
 def arrays(
     experiment: Experiment, population: Population, evaluation: Evaluation
 ) -> dict[str, np.ndarray]:
     """The content of metrics.npz: of training (members, iterations), then (members, episodes)."""
-    content = {steps_name(experiment.unit): population.env_steps, **population.metrics}
+    history = population.history
+    content = {steps_name(experiment.unit): history.env_steps, **history.metrics}
     content["final_returns"] = np.asarray(evaluation.returns)
     content["final_lengths"] = np.asarray(evaluation.lengths)
     content |= {f"final_{name}": values for name, values in recorded(evaluation).items()}
-    during = dict(population.evaluations)
+    during = dict(history.evaluations)
     steps = during.pop("env_steps")
     if steps.shape[1]:
         content["evaluation_steps"] = steps
@@ -77,7 +78,7 @@ def summarise(
                 "seed": row["seed"],
                 "final_return": values["return"][i],
                 "recorded": {name: x[i] for name, x in sums.items()},
-                "diverged_at": _iteration(population.diverged_at[i]),
+                "diverged_at": _iteration(population.history.diverged_at[i]),
             }
             for i, row in enumerate(population.table)
         ],
@@ -96,7 +97,7 @@ def measures(
     """
     final = np.asarray(evaluation.returns).mean(axis=1)
     values = {"return": final}
-    during = np.asarray(population.evaluations["returns"]).mean(axis=2)
+    during = np.asarray(population.history.evaluations["returns"]).mean(axis=2)
     if during.shape[1]:
         values["best_return"] = np.fmax(np.nanmax(during, axis=1), final)
     if experiment.recording is not None:
@@ -110,7 +111,7 @@ def measures(
 def _speed(unit: str, population: Population) -> dict[str, Any]:
     """Steps of all members, per second of training, and the times."""
     name = steps_name(unit)
-    steps = float(np.nansum(np.nanmax(population.env_steps, axis=1)))
+    steps = float(np.nansum(np.nanmax(population.history.env_steps, axis=1)))
     return {
         name: int(steps),
         f"{name}_per_second": steps / population.run_seconds,

@@ -54,7 +54,7 @@ def test_run_folder(sweep_folder):
     assert summary["env_steps_per_second"] == pytest.approx(16 * 256 / summary["run_seconds"])
     assert (sweep_folder / "curve.png").stat().st_size > 10_000
     lines = [json.loads(line) for line in (sweep_folder / "log.jsonl").read_text().splitlines()]
-    assert [(x["program"], x["iteration"]) for x in lines] == [
+    assert [(x["batch"], x["iteration"]) for x in lines] == [
         (p, i) for p in (0, 1) for i in (1, 2, 3, 4)
     ]
     assert lines[-1]["env_steps"] == 8 * 256
