@@ -20,20 +20,18 @@ PLAIN_LINES = 10  # how often a run reports where there is no terminal to draw a
 
 
 class Meter:
-    """A bar on a terminal, plain lines elsewhere.
+    """A bar on a terminal, plain lines elsewhere; of one run.
 
     Use it as a context; call it with the engine's `Progress`. The batches of a run count their
-    steps and seconds each for itself; the meter adds them up. Where it shows several runs, one
-    after the other, call `next_run` between them.
+    steps and seconds each for itself; the meter adds them up.
 
     Args:
-        total_steps: of all that it is to show.
+        total_steps: of all batches together.
     """
 
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
-        self.newest: dict[tuple[int, int], Progress] = {}  # by run and batch
-        self.run = 0
+        self.newest: dict[int, Progress] = {}  # by batch
         self.lines = 0
         console = Console(stderr=True)
         self.bar: Bar | None = None
@@ -69,12 +67,8 @@ class Meter:
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def next_run(self) -> None:
-        """What is reported from here on belongs to another run."""
-        self.run += 1
-
     def __call__(self, progress: Progress) -> None:
-        self.newest[self.run, progress.batch] = progress
+        self.newest[progress.batch] = progress
         steps = sum(newest.env_steps for newest in self.newest.values())
         seconds = sum(newest.seconds for newest in self.newest.values())
         rate = steps / max(seconds, 1e-9)

@@ -25,13 +25,12 @@ def test_the_meter_adds_up_batches(capsys):
     assert [line.split()[0] for line in lines] == ["25%", "50%", "75%", "100%"]
 
 
-def test_the_meters_rate_is_that_of_all_runs(capsys):
-    """A batch's figures replace those it reported before; another run's are added to them."""
+def test_the_meters_rate_is_that_of_all_batches(capsys):
+    """A batch's figures replace those it reported before; another batch's are added to them."""
     meter = Meter(total_steps=400)
     meter(report(0, 1, 2, 100, seconds=1.0))
     meter(report(0, 2, 2, 200, seconds=2.0))
-    meter.next_run()
-    meter(report(0, 2, 2, 200, seconds=6.0))
+    meter(report(1, 2, 2, 200, seconds=6.0))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(", ")[-1] for line in lines] == ["100 steps/s", "100 steps/s", "50 steps/s"]
 
