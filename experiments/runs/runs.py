@@ -40,7 +40,7 @@ from jaxrl.training import checkpoint
 from jaxrl.agent import Agent
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.report.stats import mean_ci
-from jaxrl.training.sweep import Population
+from jaxrl import Population
 
 CHECKPOINTS = "checkpoints"
 PACKAGES = [

@@ -17,7 +17,7 @@ from experiments.command.cli import main
 from experiments.command.report import Meter
 from experiments.runs import runs
 from jaxrl import Progress
-from jaxrl.training.sweep import Lin, Log
+from jaxrl.training.search import Lin, Log
 
 JAXRL = [sys.executable, "-m", "experiments.command.cli"]
 TINY = ["num_envs=4", "num_steps=16", "num_minibatches=2", "--steps", "256", "--episodes", "3"]
