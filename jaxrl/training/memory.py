@@ -27,8 +27,8 @@ class Plan(NamedTuple):
     def line(self) -> str:
         each = (self.needed - self.shared) / self.members
         shared = f" and {text(self.shared)} of recorded data" if self.shared else ""
-        line = f"memory: {text(each)} a member{shared}, {text(self.needed)} in all"
-        line += f", of {text(self.limit)}"
+        line = f"memory: {text(each)} per member{shared}, {text(self.needed)} in total"
+        line += f" ({text(self.limit)} available)"
         if self.batch == self.members:
             return line
         batches = -(-self.members // self.batch)

@@ -76,26 +76,27 @@ def sweep(
     if record is not None:
         agent = agent.replace(record=tuple(record))
     own = [*guarded(callbacks), OnNaN(on_nan)]
-    members = _members(agent, settings_of(space, random), seeds)
-    programs = by_program([member.agent for member in members])
+    size = 1 if data_parallel else batch_size
     announce = announce or (lambda line: None)
-    for line in _announcements(members, programs):
-        announce(line)
 
     def size_of(members: list[Member], number: int) -> tuple[int, float]:
-        if batch_size is not None or data_parallel:
-            return 1 if data_parallel else batch_size or 1, 0.0
+        if size is not None:
+            return size, 0.0
         limit = available() if memory is None else memory
         return _largest_batch(members, number, limit, evaluations, checkpoints, announce)
 
     trained: list[tuple[list[int], Run]] = []
     with closing(own):
+        members = _members(agent, settings_of(space, random), seeds)
+        programs = by_program([member.agent for member in members])
+        for line in _announcements(members, programs):
+            announce(line)
         for batch in _batches(members, programs, size_of):
             schedule = Schedule(batch.agents.num_iterations, evaluations, episodes)
             folder = checkpoints.part(str(batch.number)) if checkpoints else None
             run = train_batch(batch, schedule, own, folder, data_parallel=data_parallel)
             if batch_size is None and len(batch.members) < batch.program_size:
-                run = dataclasses.replace(run, state=agent.without_replay(run.state))
+                run = dataclasses.replace(run, state=batch.agents.without_replay(run.state))
             trained.append((batch.members, run))
             if run.interrupted:
                 break

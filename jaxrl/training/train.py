@@ -77,10 +77,10 @@ def train(
     if record is not None:
         agent = agent.replace(record=tuple(record))
     own = [*guarded(callbacks), OnNaN(on_nan)]
-    saved = None if start is None else _saved(agent, start)
-    batch = Batch(0, [0], stack_agents([agent]), [seed])
-    schedule = Schedule(agent.num_iterations, evaluations, episodes, until)
     with closing(own):
+        saved = None if start is None else _saved(agent, start)
+        batch = Batch(0, [0], stack_agents([agent]), [seed])
+        schedule = Schedule(agent.num_iterations, evaluations, episodes, until)
         return train_batch(batch, schedule, own, checkpoints, saved, data_parallel)[0]
 
 

@@ -11,8 +11,8 @@ from agents.value_based.abs import ABS, READINGS, divergence, target_length
 from agents.value_based.pqn import PQN, Batch
 from jaxrl.agent import Tag, derive
 from jaxrl.parts.optimize import permutation
-from jaxrl.training.devices import member_mesh
 from jaxrl.training.members import stack
+from jaxrl.training.placement import Placement
 from jaxrl.training.programs import chunk
 from tests.helpers import assert_close, assert_same, interrupted, primitives
 from tests.probes import Chain, Match
@@ -265,7 +265,7 @@ def test_divergence_is_measured_in_a_branch():
     """Under vmap too: a `select` would measure in every iteration."""
     agents = stack([abs_agent()] * 2)
     states = jax.vmap(lambda agent, key: agent.init(key))(agents, jax.random.split(KEY, 2))
-    mesh = member_mesh(1)
+    mesh = Placement.of_members(1).mesh
     args = agents, states, np.int32(0), np.int32(4)
     program = chunk.trace(*args, mesh=mesh, length=4)
     assert "cond" in primitives(program.jaxpr.jaxpr)

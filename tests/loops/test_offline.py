@@ -15,8 +15,8 @@ from agents.offline.iql import IQL, expectile_loss
 from agents.offline.td3bc import TD3BC
 from agents.value_based.dqn import DQN
 from jaxrl.parts import replay
-from jaxrl.training.devices import member_mesh, place
-from jaxrl.training.members import specs, stack_agents
+from jaxrl.training.members import stack_agents
+from jaxrl.training.placement import Placement
 from jaxrl.training.programs import chunk
 from tests.helpers import assert_close, assert_same
 from tests.probes import ActionChoice, ConstantReward, Match
@@ -92,12 +92,13 @@ def test_a_population_holds_its_data_once():
     agents = stack_agents([agent] * 16)
     assert agents.data is data
     assert agents.learning_rate.shape == (16,)
-    mesh = member_mesh(1)
+    placement = Placement.of_members(1)
     states = jax.eval_shape(jax.vmap(agent.init), jax.random.split(KEY, 16))
     states = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), states._replace(key=()))
     states = states._replace(key=jax.random.split(KEY, 16))
-    args = place(agents, mesh, specs(agents)), place(states, mesh), np.int32(0), np.int32(1)
-    memory = chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
+    placed = placement.put_agents(agents), placement.put_states(agents, states)
+    args = *placed, np.int32(0), np.int32(1)
+    memory = chunk.lower(*args, mesh=placement.mesh, length=1).compile().memory_analysis()
     used = data._replace(truncated=())
     size, of_states = replay.nbytes(used), replay.nbytes(states._replace(key=()))
     assert size > 3 * of_states

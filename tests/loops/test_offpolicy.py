@@ -13,8 +13,8 @@ from agents.off_policy.sac import SAC
 from agents.off_policy.softgac import SoftGAC
 from agents.value_based.dqn import DQN, q_targets
 from jaxrl.parts import replay
-from jaxrl.training.devices import place
-from jaxrl.training.members import layout, stack
+from jaxrl.training.members import stack
+from jaxrl.training.placement import Placement
 from jaxrl.training.programs import chunk
 from tests.helpers import assert_close, assert_same, interrupted, primitives
 from tests.probes import (
@@ -256,14 +256,15 @@ def test_the_replay_of_64_members_is_held_once():
     population = jaxrl.sweep(agent, seeds=64, announce=lines.append)
     assert np.isfinite(population.history.metrics["critic_loss"][:, -1]).all()
 
-    states = population.batches[0][1].states
+    states = population.batches[0][1].state
     each = 20_000 * (3 * 4 * 2 + 4 + 4 + 1)
     assert replay.nbytes(states.replay) == 64 * each
     number, unit = lines[1].removeprefix("memory: ").split()[:2]
     assert unit == "KiB"
     assert each / 1024 < float(number) < 1.3 * each / 1024
-    mesh, _ = layout(64)
-    args = stack([agent] * 64), place(states, mesh), np.int32(0), np.int32(1)
+    placement, agents = Placement.of_members(64), stack([agent] * 64)
+    mesh = placement.mesh
+    args = agents, placement.put_states(agents, states), np.int32(0), np.int32(1)
     memory = chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
     per_device = 64 // mesh.size
     assert memory.alias_size_in_bytes >= each * per_device

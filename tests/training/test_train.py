@@ -100,6 +100,26 @@ def test_evaluations_are_all_made_whatever_the_number_of_iterations():
             assert steps[-1] == 8 * iterations
 
 
+class Costly(TimeLimit):
+    """Each step costs two."""
+
+    def step_env(self, key, state, action, params):
+        *stepped, info = super().step_env(key, state, action, params)
+        return *stepped, info | {"cost": jnp.float32(2)}
+
+
+def test_what_is_recorded_is_evaluated_and_shown():
+    reports = []
+    agent = toy(Costly(limit=3), iterations=4)
+    options = {"evaluations": 2, "episodes": 2, "callbacks": [reports.append]}
+    run = jaxrl.train(agent, **options, record=("cost",))
+    np.testing.assert_array_equal(run.history.evaluations["cost"], [[6, 6]] * 2)
+    assert reports[-1].metrics["evaluation_cost"] == 6
+    assert run.agent.record == ("cost",)
+    with pytest.raises(ValueError, match="record='cast' is not a number in the info"):
+        jaxrl.sweep(agent, record=("cast",))
+
+
 def test_every_evaluation_has_episodes_of_its_own():
     run = jaxrl.train(toy(ObsValue()), evaluations=2, episodes=20)
     first, second = run.history.evaluations["returns"]
