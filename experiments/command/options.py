@@ -153,6 +153,13 @@ def parser() -> Parser:
     plot.add_argument("runs", metavar="DIR", type=Path, nargs="+")
     plot.add_argument("--out", type=Path, help="figure (default: DIR/curve.png, or curves.png)")
 
+    reproduce = add("reproduce", "list the studies, or run some and write their results")
+    reproduce.add_argument("names", metavar="STUDY | STUDY/CELL | AGENT/ENV", nargs="*")
+    reproduce.add_argument("--all", dest="everything", action="store_true", help="all studies")
+    reproduce.add_argument("--quick", action="store_true", help="seconds each, into runs/quick")
+    reproduce.add_argument("--page", action="store_true", help="run nothing, draw what there is")
+    reproduce.add_argument("--out", metavar="DIR", type=Path, help="a folder for their results")
+
     listing = add("list", "list what there is")
     listing.add_argument(
         "what", metavar="agents | envs | recipes | AGENT", nargs="?", default="agents"
