@@ -110,7 +110,7 @@ def record(agent: Any, state: Any, key: jax.Array, size: int) -> Recording:
     flat = {  # (pieces, T, N, ...) -> (N * pieces * T, ...)
         name: np.moveaxis(x.reshape(-1, *x.shape[2:]), 1, 0).reshape(-1, *x.shape[3:])
         for name, x in steps._asdict().items()
-        if name != "extras"
+        if name not in ("extras", "info")
     }
     last = np.arange(pieces * ROLLOUT - 1, num_envs * pieces * ROLLOUT, pieces * ROLLOUT)
     flat["truncated"] = flat["truncated"].copy()

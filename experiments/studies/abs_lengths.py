@@ -34,7 +34,7 @@ class ABSLengths(study.Study):
 
     def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
         if scale == "quick":
-            small = {"num_envs": 8, "min_steps": 4, "max_steps": 8, "hidden_sizes": [8]}
+            small = {"num_envs": 8, "min_steps": 4, "max_steps": 8, "hidden_sizes": 8}
             return {"adaptive": {"steps": 1024, "seeds": 2, "changes": small}}
         lengths = {f"fixed {n}": {"min_steps": n, "max_steps": n} for n in LENGTHS}
         return {
@@ -52,17 +52,12 @@ class ABSLengths(study.Study):
         from experiments.command import launch, report
 
         steps, seeds = settings["steps"], settings["seeds"]
-        changes = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in settings["changes"].items()
-        }
-        agent = launch.assemble("abs", ENV, [], steps=steps, seeds=[0], sweep=False).agent
+        words = [f"{name}={value}" for name, value in settings["changes"].items()]
+        agent = launch.assemble("abs", ENV, words, steps=steps, seeds=[0], sweep=False).agent
         with report.Meter(steps * seeds) as meter:
             # Two members at a time, one a device: trip counts differ with the length, and members
             # of one vmapped loop would all wait for the slowest.
-            population = jaxrl.sweep(
-                agent.replace(**changes), seeds=seeds, batch_size=2, progress=meter
-            ).whole()
+            population = jaxrl.sweep(agent, seeds=seeds, batch_size=2, progress=meter).whole()
         curves = {
             name: binned(population.env_steps, population.metrics[name], steps) for name in PANELS
         }

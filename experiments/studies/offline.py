@@ -80,7 +80,7 @@ class Offline(study.Study):
             few = {"steps": 100, "seeds": 2, "evaluations": 1, "episodes": 2}
             settings = {"hidden_sizes": [8], "batch_size": 16, "reward_scale": 1.0, **few}
             return {
-                "CartPole-v1/data": {"agent": "dqn", "seed": 0, "size": 400, "steps": 6400},
+                "CartPole-v1/data": {"agent": "ppo", "seed": 0, "size": 400, "steps": 2048},
                 "CartPole-v1/medium/BC": settings,
                 "CartPole-v1/medium/naive DQN": settings,
             }

@@ -56,7 +56,7 @@ class Recipes(study.Study):
     def claims(self) -> list[Claim]:
         return [
             Claim(
-                f"{recipe.name} reaches {recipe.published:g} ({recipe.source})",
+                f"{recipe.name} reaches the published {recipe.published:g}",
                 mean_of(recipe.name, "final_return"),
                 low=recipe.published,
             )
@@ -73,9 +73,8 @@ class Recipes(study.Study):
             returns = cell["measures"]["final_return"]
             mean, interval = Interval.of(returns).text().split(" ", 1)
             published = "-" if recipe.published is None else f"{recipe.published:g}"
-            link = f"[{recipe.name}]({self.name}/{recipe.name}/curve.png)"
             steps, seeds = f"{cell['env_steps'] // len(returns):,}", str(len(returns))
-            rows.append([link, steps, seeds, mean, interval, published, recipe.source])
+            rows.append([recipe.name, steps, seeds, mean, interval, published, recipe.source])
         columns = ["recipe", "steps", "seeds", "final return", "95 % interval", "published"]
         return [study.Table("", [*columns, "its source"], rows)]
 

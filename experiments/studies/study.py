@@ -183,6 +183,10 @@ def _section(study: Study, scale: Scale, cells: Mapping[str, Any], results: Path
         lines += ([f"### {table.title}", ""] if table.title else []) + [*_markdown(table), ""]
     for path in sorted(folder.glob("*.png")):
         lines += [f"![{study.title}: {path.stem}]({study.name}/{path.name})", ""]
+    curves = [path.relative_to(results) for path in sorted(folder.glob("*/**/*.png"))]
+    if curves:
+        links = ", ".join(f"[{'/'.join(path.parts[1:-1])}]({path})" for path in curves)
+        lines += [f"Learning curves: {links}.", ""]
     verdicts = study.verdicts(cells)
     lines += [*_markdown(Table("", ["claim", "measured", "verdict"], verdicts)), ""]
     if missing:
