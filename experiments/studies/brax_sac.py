@@ -40,7 +40,7 @@ class BraxSAC(study.Study):
 
     def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
         envs = {"inverted_pendulum": 2_400} if scale == "quick" else ENVS
-        seeds = 2 if scale == "quick" else 8
+        seeds = 1 if scale == "quick" else 8
         return {
             f"{env}/{code}": {"steps": steps, "seeds": seeds}
             for env, steps in envs.items()
