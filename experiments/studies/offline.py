@@ -102,7 +102,9 @@ class Offline(study.Study):
             env_id = cell.removesuffix("/data")
             return describe(collect(env_id, settings, context.work))
         env_id, kind, row = cell.rsplit("/", 2)
-        known = context.cells[f"{env_id}/data"]
+        known = context.cells.get(f"{env_id}/data")
+        if known is None:
+            raise ValueError(f"{cell} needs {env_id}/data: run that cell first")
         recordings = collect(env_id, known["settings"], context.work)
         if describe(recordings)["measures"] != known["measures"]:
             raise ValueError(

@@ -82,8 +82,7 @@ class Study:
         return [Table("", ["", *(name.replace("_", " ") for name in names)], rows)]
 
     def figures(self, cells: Mapping[str, Any]) -> dict[str, Figure]:
-        """File name without its ending -> figure of the cells that there are; only those that can
-        be drawn."""
+        """File name without its ending -> figure; those that the cells that there are allow."""
         return {}
 
     def text(self, values: Sequence[float]) -> str:

@@ -37,6 +37,11 @@ def test_unknown_names_are_refused_before_anything_runs(name, hint, tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
+def test_a_set_is_needed_before_what_learns_from_it(tmp_path, capsys):
+    assert cli.main(["reproduce", "offline/CartPole-v1/medium/BC", "--out", str(tmp_path)]) == 2
+    assert "CartPole-v1/medium/BC needs CartPole-v1/data" in capsys.readouterr().err
+
+
 def test_names():
     assert reproduce.resolve("offline", "full") == ("offline", "")
     assert reproduce.resolve("offline/brax/hopper", "full") == ("offline", "brax/hopper")
