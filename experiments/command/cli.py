@@ -1,4 +1,4 @@
-"""The `jaxrl` command: train, sweep, collect, eval, watch, plot, list.
+"""The `jaxrl` command: train, sweep, collect, eval, watch, plot, list, reproduce.
 
 Only the command that is asked for imports what it needs, so that `--help` and the listings answer
 at once. Bad input ends with one line on standard error and exit status 2, nothing compiled.
@@ -138,6 +138,13 @@ def list_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def reproduce_command(args: argparse.Namespace) -> int:
+    from experiments.studies.reproduce import reproduce
+
+    reproduce(args)
+    return 0
+
+
 COMMANDS = {
     "train": train_command,
     "sweep": train_command,
@@ -146,6 +153,7 @@ COMMANDS = {
     "watch": watch_command,
     "plot": plot_command,
     "list": list_command,
+    "reproduce": reproduce_command,
 }
 
 if __name__ == "__main__":

@@ -218,6 +218,15 @@ def add_plot(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, help="figure (default: DIR/curve.png, or curves.png)")
 
 
+def add_reproduce(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("names", metavar="STUDY | STUDY/CELL | AGENT/ENV", nargs="*")
+    add("--all", dest="everything", action="store_true", help="all studies")
+    add("--quick", action="store_true", help="a small version of each, into runs/quick")
+    add("--page", action="store_true", help="run nothing, draw what there is")
+    add("--out", metavar="DIR", type=Path, help="a folder for their results")
+
+
 def add_list(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "what", metavar="agents | envs | recipes | AGENT", nargs="?", default="agents"
@@ -231,6 +240,7 @@ COMMANDS = {
     "eval": (add_eval, "evaluate the trained agents of a run"),
     "watch": (add_watch, "show the curves of a run during training or after it"),
     "plot": (add_plot, "draw the learning curves of one or several runs"),
+    "reproduce": (add_reproduce, "list the studies, or run some and write their results"),
     "list": (add_list, "list agents, environments, recipes, or one agent's hyper-parameters"),
 }
 
