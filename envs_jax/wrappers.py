@@ -1,4 +1,4 @@
-"""Wrappers around gymnax environments: stable types, sticky actions."""
+"""Wrappers around gymnax environments: stable types, sticky actions, steps that are finite."""
 
 import inspect
 from typing import Any
@@ -25,6 +25,11 @@ def _strong(x: Any) -> jax.Array:
     return jnp.asarray(x, dtype=jnp.result_type(x))
 
 
+def overrides_step(env: Environment) -> bool:
+    """Whether an environment's `step` is more than its `step_env` and a reset."""
+    return type(env).step is not Environment.step
+
+
 def constructor_options(constructor: Any) -> dict[str, Any]:
     """{name: default} of the arguments that can be given to a class by name."""
     return {
@@ -32,6 +37,20 @@ def constructor_options(constructor: Any) -> dict[str, Any]:
         for name, parameter in inspect.signature(constructor).parameters.items()
         if parameter.default is not parameter.empty
     }
+
+
+def finite(
+    obs: jax.Array, reward: jax.Array, terminated: jax.Array, info: dict[str, Any]
+) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+    """A step as agents can learn from it, whatever the simulator returned.
+
+    A step to an observation or a reward that is not finite ends its episode with reward 0, at an
+    observation whose broken numbers are 0; `info["broken"]` is 1 there, else 0.
+    """
+    sound = jnp.isfinite(obs)
+    broken = ~(sound.all() & jnp.isfinite(reward))
+    info = info | {"broken": broken.astype(jnp.float32)}
+    return jnp.where(sound, obs, 0), jnp.where(broken, 0, reward), terminated | broken, info
 
 
 class Typed(Environment):
@@ -44,6 +63,7 @@ class Typed(Environment):
 
     resets = "fresh"
     pool_size = 16
+    end_broken = False  # see `finite`
 
     def __init__(self, env: Environment, name: str):
         self._env = env
@@ -56,6 +76,11 @@ class Typed(Environment):
         return self._name
 
     @property
+    def reports(self) -> tuple[str, ...]:
+        """Entries of `info` that every agent sums over episodes, unasked."""
+        return ("broken",) if self.end_broken else ()
+
+    @property
     def default_params(self) -> Any:
         # Copied, since gymnax shares some arrays between instances and a caller may donate them.
         return jax.tree.map(jnp.copy, strong(self._env.default_params))
@@ -64,33 +89,15 @@ class Typed(Environment):
     def num_actions(self) -> int:
         return self._env.num_actions
 
-    def step(
-        self, key: jax.Array, state: Any, action: jax.Array, params: Any = None
-    ) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
-        # The inner step, not the base class's: DeepSea counts across episodes in its own.
-        params = self.default_params if params is None else params
-        obs, state, reward, terminated, truncated, info = self._env.step(key, state, action, params)
-        info = strong(info) | {"final_observation": self._observation(info["final_observation"])}
-        return (
-            self._observation(obs),
-            strong(state),
-            jnp.asarray(reward, jnp.float32),
-            jnp.asarray(terminated, bool),
-            jnp.asarray(truncated, bool),
-            info,
-        )
-
     def step_env(
         self, key: jax.Array, state: Any, action: jax.Array, params: Any
     ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict[str, Any]]:
         obs, state, reward, terminated, info = self._env.step_env(key, state, action, params)
-        return (
-            self._observation(obs),
-            strong(state),
-            jnp.asarray(reward, jnp.float32),
-            jnp.asarray(terminated, bool),
-            strong(info),
-        )
+        obs, reward = self._observation(obs), jnp.asarray(reward, jnp.float32)
+        terminated, info = jnp.asarray(terminated, bool), strong(info)
+        if self.end_broken:
+            obs, reward, terminated, info = finite(obs, reward, terminated, info)
+        return obs, strong(state), reward, terminated, info
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
         obs, state = self._env.reset_env(key, params)
@@ -118,6 +125,25 @@ class Typed(Environment):
         if self._one_hot is not None:
             return jax.nn.one_hot(obs, self._one_hot, dtype=jnp.float32)
         return jnp.asarray(obs, jnp.float32)
+
+
+class TypedStep(Typed):
+    """The same for an environment whose `step` is its own: DeepSea counts across episodes in it."""
+
+    def step(
+        self, key: jax.Array, state: Any, action: jax.Array, params: Any = None
+    ) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+        params = self.default_params if params is None else params
+        obs, state, reward, terminated, truncated, info = self._env.step(key, state, action, params)
+        info = strong(info) | {"final_observation": self._observation(info["final_observation"])}
+        return (
+            self._observation(obs),
+            strong(state),
+            jnp.asarray(reward, jnp.float32),
+            jnp.asarray(terminated, bool),
+            jnp.asarray(truncated, bool),
+            info,
+        )
 
 
 @struct.dataclass

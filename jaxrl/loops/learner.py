@@ -140,7 +140,7 @@ class Learner(Agent):
         return Collected(
             self.env,
             self.env_params,
-            self.record,
+            self.reported,
             self.num_envs,
             self.num_steps,
             self.num_rows,

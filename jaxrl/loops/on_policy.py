@@ -85,7 +85,7 @@ class OnPolicy(Agent):
 
     def init(self, key: jax.Array) -> OnPolicyState:
         reset_key = derive(key, Tag.RESET)
-        actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.record)
+        actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.reported)
         params = self.init_params(derive(key, Tag.INIT), actors.obs[0])
         return OnPolicyState(
             key=key,

@@ -149,7 +149,9 @@ class Collected(NamedTuple):
             shapes = jax.eval_shape(learn, learner)[1]
             return learner, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
-        ready = (t + 1) * self.steps_per_iteration >= self.learning_starts
+        enough = (t + 1) * self.steps_per_iteration >= self.learning_starts
+        # A lean replay needs the row after the one that is drawn.
+        ready = enough & ((t + 1) * self.num_steps > int(self.lean))
         return lax.cond(ready, learn, wait, learner)
 
     def draw(self, state: CollectedState, key: jax.Array, t: jax.Array, size: int) -> Batch:
