@@ -56,9 +56,9 @@ def finite(
 class Typed(Environment):
     """A gymnax environment as agents like it; the wrapper that `make` puts outermost.
 
-    Observations are float32 (a discrete one is a one-hot vector of its n values), rewards are
-    float32, and states have the same types after a reset as after a step. Keys and dynamics are
-    the inner environment's own.
+    Observations are float32 (discrete ones int32; agents make one-hot vectors of them), rewards
+    are float32, and states have the same types after a reset as after a step. Keys and dynamics
+    are the inner environment's own.
     """
 
     resets = "fresh"
@@ -69,7 +69,7 @@ class Typed(Environment):
         self._env = env
         self._name = name
         space = env.observation_space(env.default_params)
-        self._one_hot = space.n if isinstance(space, spaces.Discrete) else None
+        self._dtype = jnp.int32 if isinstance(space, spaces.Discrete) else jnp.float32
 
     @property
     def name(self) -> str:
@@ -112,19 +112,17 @@ class Typed(Environment):
     def action_space(self, params: Any = None) -> Any:
         return self._env.action_space(self.default_params if params is None else params)
 
-    def observation_space(self, params: Any) -> spaces.Box:
-        if self._one_hot is not None:
-            return spaces.Box(0.0, 1.0, (self._one_hot,), jnp.float32)
+    def observation_space(self, params: Any) -> spaces.Box | spaces.Discrete:
         space = self._env.observation_space(params)
+        if isinstance(space, spaces.Discrete):
+            return space
         return spaces.Box(space.low, space.high, space.shape, jnp.float32)
 
     def state_space(self, params: Any) -> Any:
         return self._env.state_space(params)
 
     def _observation(self, obs: Any) -> jax.Array:
-        if self._one_hot is not None:
-            return jax.nn.one_hot(obs, self._one_hot, dtype=jnp.float32)
-        return jnp.asarray(obs, jnp.float32)
+        return jnp.asarray(obs, self._dtype)
 
 
 class TypedStep(Typed):

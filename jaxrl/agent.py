@@ -282,6 +282,10 @@ class Agent:
     def obs_space(self) -> Any:
         return self.env.observation_space(self.env_params)
 
+    def encode(self, obs: jax.Array) -> jax.Array:
+        """Observations as numbers that networks take: one-hot where they are discrete."""
+        return spaces.encode(self.obs_space, obs)
+
     def env_action(self, action: jax.Array) -> jax.Array:
         """An action in the environment's own units: continuous ones clipped to [-1, 1], scaled."""
         return spaces.to_env(self.action_space, action)

@@ -32,6 +32,18 @@ def descend(
     return optax.apply_updates(params, updates), opt_state, loss, aux
 
 
+def learn_if(
+    ready: jax.Array, learn: Callable[[Any], tuple[Any, dict[str, jax.Array]]], learner: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """`learn(learner)` where `ready` (a scalar, never batched), else nothing, with NaN metrics."""
+
+    def wait(learner: Any) -> tuple[Any, dict[str, jax.Array]]:
+        shapes = jax.eval_shape(learn, learner)[1]
+        return learner, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+
+    return jax.lax.cond(ready, learn, wait, learner)
+
+
 def polyak(target: Any, online: Any, tau: float | jax.Array) -> Any:
     """Target parameters moved by a share `tau` towards the online ones."""
     return jax.tree.map(lambda old, new: old + tau * (new - old), target, online)
