@@ -88,7 +88,7 @@ def check_types(env, params):
         assert all((flag.shape, flag.dtype) == ((), jnp.bool) for flag in flags)
     space = env.observation_space(params)
     assert (obs.shape, obs.dtype) == (space.shape, space.dtype)
-    assert obs.dtype == jnp.float32
+    assert obs.dtype == (jnp.int32 if isinstance(space, spaces.Discrete) else jnp.float32)
     for leaf in jax.tree.leaves(params):
         assert isinstance(leaf, jax.Array)
 
