@@ -25,8 +25,10 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
     one is reused for the other, and parameters of their own.
 
     Options of every suite: `resets` ("fresh": a reset for every finished episode, gymnax's
-    default; "pool": from `pool_size` (16) resets drawn once per iteration, the default of the
-    physics suites, whose resets are slow; "cached": back to the environment's own first state).
+    default; "pool": from `pool_size` (16) resets that every iteration draws anew, in whole or in
+    part, the default of the physics suites, whose resets are slow; "cached": back to the
+    environment's own first state); `end_broken`: a step to an observation or a reward that is not
+    finite ends its episode, with reward 0 (the physics suites' default).
     gymnax: `sticky` (0.0), the probability of repeating the last action (discrete actions only).
     brax: `backend` ("spring", "generalized", "positional" or "mjx"). playground: `impl` ("jax"
     or "warp"). gymnax and brax also take the arguments of the environment's own constructor.
@@ -44,6 +46,8 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
     filled = {option: _hashable(value) for option, value in (known | options).items()}
     if filled["resets"] not in _RESETS:
         raise ValueError(f"{id}: {unknown('resets', filled['resets'], _RESETS)}")
+    if not isinstance(filled["end_broken"], bool):
+        raise ValueError(f"{id}: end_broken={filled['end_broken']} is not true or false")
     if not isinstance(filled["pool_size"], int) or filled["pool_size"] < 1:
         raise ValueError(f"{id}: pool_size={filled['pool_size']} is not a whole number from 1 up")
     try:
@@ -64,10 +68,11 @@ _MODULES = {
 @cache
 def _build(build: Any, id: str, options: tuple[tuple[str, Any], ...]) -> Any:
     settings = dict(options)
-    resets, pool_size = settings.pop("resets"), settings.pop("pool_size")
+    own = {name: settings.pop(name) for name in ("resets", "pool_size", "end_broken")}
     suite, _, name = id.rpartition("/")
     env = build(suite, name, **settings)
-    env.resets, env.pool_size = resets, pool_size
+    for name_of_option, value in own.items():
+        setattr(env, name_of_option, value)
     return env
 
 

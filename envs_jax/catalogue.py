@@ -6,7 +6,7 @@ the real environments.
 
 from collections.abc import Iterable
 
-# id -> (observation, action, time limit in steps). Observations are float32 arrays.
+# id -> (observation, action, time limit in steps). Observations are float32, discrete ones int32.
 _GYMNAX = {
     "CartPole-v1": ("(4,)", "Discrete(2)", "500"),
     "Pendulum-v1": ("(3,)", "Box(-2, 2, (1,))", "200"),
@@ -32,7 +32,7 @@ _GYMNAX = {
     "Reacher-misc": ("(8,)", "Box(-1, 1, (2,))", "100"),
     "Swimmer-misc": ("(16,)", "Box(-1, 1, (2,))", "500"),
     "Pong-misc": ("(30, 40, 3)", "Discrete(3)", "1000"),
-    "FrozenLake-misc": ("(16,)", "Discrete(4)", "100"),
+    "FrozenLake-misc": ("Discrete(16)", "Discrete(4)", "100"),
 }
 
 # name -> (size of the observation vector, size of the action vector in [-1, 1])

@@ -12,7 +12,7 @@ _IMPLS = ("jax", "warp")
 
 def options(suite: str, name: str) -> dict[str, Any]:
     """{option: default}. Playground's own default, warp, runs on NVIDIA only."""
-    return {"resets": "pool", "pool_size": 16, "impl": _IMPLS[0]}
+    return {"resets": "pool", "pool_size": 16, "end_broken": True, "impl": _IMPLS[0]}
 
 
 def build(suite: str, name: str, impl: str) -> "PlaygroundEnv":

@@ -140,7 +140,7 @@ class Learner(Agent):
         return Collected(
             self.env,
             self.env_params,
-            self.record,
+            self.reported,
             self.num_envs,
             self.num_steps,
             self.num_rows,
@@ -149,11 +149,13 @@ class Learner(Agent):
         )
 
     def init(self, key: jax.Array) -> LearnerState:
-        source, obs, moments = self.source().init(key)
-        if not self.normalize_observations:
-            moments = RunningMoments.of_shape(obs.shape)
-        learner = self.init_learner(derive(key, Tag.INIT), obs)
-        return LearnerState(key, learner, source, moments)
+        source = self.source()
+        source_state, obs = source.init(key)
+        moments = RunningMoments.of_shape(self.obs_shape)
+        if self.normalize_observations and source.known is not None:
+            moments = moments.update(self.encode(source.known))
+        learner = self.init_learner(derive(key, Tag.INIT), self.encode(obs))
+        return LearnerState(key, learner, source_state, moments)
 
     def step(self, state: LearnerState, t: jax.Array) -> tuple[LearnerState, dict[str, jax.Array]]:
         progress = self.progress(state, t)
@@ -163,11 +165,10 @@ class Learner(Agent):
             return self.explore(state.learner, obs, key, progress)
 
         source = self.source()
-        source_state, moments, collected = source.advance(
-            state.source, state.obs_moments, state.key, t, explore
-        )
-        if not self.normalize_observations:
-            moments = state.obs_moments
+        source_state, seen, collected = source.advance(state.source, state.key, t, explore)
+        moments = state.obs_moments
+        if self.normalize_observations and seen is not None:
+            moments = moments.update(self.encode(seen))
         key = derive(state.key, Tag.LEARN, t)
 
         def gradient_step(learner, i):
@@ -187,6 +188,8 @@ class Learner(Agent):
         return LearnerState(state.key, learner, source_state, moments), metrics | collected
 
     def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
+        """Observations as networks take them."""
+        obs = self.encode(obs)
         return moments.normalize(obs) if self.normalize_observations else obs
 
     # What the engine asks for -----------------------------------------------------------------

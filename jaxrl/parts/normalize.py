@@ -22,13 +22,16 @@ class RunningMoments(NamedTuple):
 
     def update(self, batch: jax.Array) -> RunningMoments:
         """Add a batch (..., *shape) (Chan et al. 1983, parallel variance)."""
+        # Float32 counts to 2^24 and then stands still. As many batches as fit below are kept in
+        # mind; beyond that the moments are a moving average over them.
         axes = tuple(range(batch.ndim - self.mean.ndim))
         batch = batch.astype(self.mean.dtype)
         n = batch.size // max(self.mean.size, 1)
         batch_mean, batch_var = batch.mean(axes), batch.var(axes)
-        total = self.seen + n
+        seen = jnp.minimum(self.seen, n * 2.0**22)
+        total = seen + n
         delta = batch_mean - self.mean
-        m2 = self.var * self.seen + batch_var * n + delta**2 * self.seen * n / total
+        m2 = self.var * seen + batch_var * n + delta**2 * seen * n / total
         return RunningMoments(total, self.mean + delta * n / total, m2 / total)
 
     def normalize(self, x: jax.Array, clip: float = 10.0) -> jax.Array:
@@ -56,7 +59,7 @@ class RewardScale(NamedTuple):
         def forward(carry, row):
             reward, done = row
             value = reward + gamma * carry
-            return value * (1 - done), value
+            return jnp.where(done, 0, value), value
 
         returns, seen = jax.lax.scan(forward, self.returns, (rewards, dones))
         return RewardScale(self.moments.update(seen), returns)

@@ -32,6 +32,18 @@ def descend(
     return optax.apply_updates(params, updates), opt_state, loss, aux
 
 
+def learn_if(
+    ready: jax.Array, learn: Callable[[Any], tuple[Any, dict[str, jax.Array]]], learner: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """`learn(learner)` where `ready` (a scalar, never batched), else nothing, with NaN metrics."""
+
+    def wait(learner: Any) -> tuple[Any, dict[str, jax.Array]]:
+        shapes = jax.eval_shape(learn, learner)[1]
+        return learner, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+
+    return jax.lax.cond(ready, learn, wait, learner)
+
+
 def polyak(target: Any, online: Any, tau: float | jax.Array) -> Any:
     """Target parameters moved by a share `tau` towards the online ones."""
     return jax.tree.map(lambda old, new: old + tau * (new - old), target, online)
@@ -55,13 +67,17 @@ def linear_schedule(
 def permutation(key: jax.Array, n: int, valid: int | jax.Array | None = None) -> jax.Array:
     """A random permutation of 0..n-1, the indices below `valid` (traced) before all others.
 
-    One sort of single words, random high bits with the index in the low ones: on a CPU several
-    times faster than `jax.random.permutation`. Equal high bits (about n / 2^(32 - log2 n) of the
-    rows) fall back to index order, a bias far below what a minibatch can notice. n <= 2^22.
+    Up to 2^15 rows it is one sort of single words, random high bits with the index in the low
+    ones: on a CPU several times faster than `jax.random.permutation`. Rows with equal high bits
+    stay in order, a bias far below what a minibatch can notice. Beyond, too few bits would be left,
+    and the index goes along with a word of its own.
     """
     bits = max(n - 1, 1).bit_length()
-    if bits > 22:
-        raise ValueError(f"permutation of {n} rows: at most {2**22} leave enough random bits")
+    if bits > 15:
+        words = jax.random.bits(key, (n,), jnp.uint32) >> 1
+        if valid is not None:
+            words |= (jnp.arange(n) >= valid).astype(jnp.uint32) << 31
+        return jax.lax.sort((words, jnp.arange(n, dtype=jnp.int32)), num_keys=1)[1]
     index = jnp.arange(n, dtype=jnp.uint32)
     # The top bit stays free to send the rows that do not count to the end.
     words = (jax.random.bits(key, (n,), jnp.uint32) >> (1 + bits)) << bits | index

@@ -125,7 +125,8 @@ def sample(
         assert replay.truncated is not None
         next_obs = replay.obs[(row + 1) % num_rows, env]
         terminated = replay.terminated[row, env]
-        valid = terminated | ~replay.truncated[row, env]
+        # With a single row stored, its successor is not.
+        valid = (terminated | ~replay.truncated[row, env]) & (age < stored)
     else:
         next_obs, terminated = replay.next_obs[row, env], replay.terminated[row, env]
         valid = jnp.ones((batch_size,), bool)

@@ -28,12 +28,12 @@ def gae(
     delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
     A_t     = delta_t + gamma lam (1 - done_t) A_{t+1}
     """
-    deltas = rewards + gamma * (1 - terminated) * next_values - values
+    deltas = rewards + _after(terminated, gamma * next_values) - values
     decays = gamma * lam * (1 - (terminated | truncated))
 
     def backward(advantage, row):
         delta, decay = row
-        advantage = delta + decay * advantage
+        advantage = delta + jnp.where(decay == 0, 0, decay * advantage)
         return advantage, advantage
 
     return jax.lax.scan(backward, jnp.zeros_like(deltas[0]), (deltas, decays), reverse=True)[1]
@@ -59,11 +59,13 @@ def lambda_returns(
     lams = lam * (1 - (terminated | truncated)) * (steps < last)
 
     def backward(future, row):
-        reward, value, continues, lam_t = row
-        future = reward + gamma * continues * (lam_t * future + (1 - lam_t) * value)
+        reward, value, ended, lam_t = row
+        # Where lam_t is 0 the future is another episode's, which may not be finite.
+        mixed = jnp.where(lam_t == 0, 0, lam_t * future) + (1 - lam_t) * value
+        future = reward + _after(ended, gamma * mixed)
         return future, future
 
-    rows = (rewards, next_values, 1 - terminated, lams)
+    rows = (rewards, next_values, terminated, lams)
     return jax.lax.scan(backward, jnp.zeros_like(rewards[0]), rows, reverse=True)[1]
 
 
@@ -79,7 +81,7 @@ def n_step_returns(
 
     The sum is cut and bootstrapped early where the episode or the rollout ends.
     """
-    one_step = rewards + gamma * (1 - terminated) * next_values
+    one_step = rewards + _after(terminated, gamma * next_values)
     last = jnp.arange(rewards.shape[0]) == rewards.shape[0] - 1
     cut = terminated | truncated | last.reshape(-1, *[1] * (rewards.ndim - 1))
 
@@ -122,3 +124,8 @@ def bootstrap_values(
         return j + 1, jnp.where(hit, value_fn(rows), filled)
 
     return jax.lax.while_loop(unfinished, fill, (jnp.ones((), ordinal.dtype), next_values))[1]
+
+
+def _after(terminated: jax.Array, value: jax.Array) -> jax.Array:
+    """The value of what follows a step: none where it terminated, not even one that is NaN."""
+    return jnp.where(terminated, 0, value)

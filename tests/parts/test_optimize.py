@@ -42,9 +42,20 @@ def test_every_order_is_as_likely():
         assert scipy.stats.chisquare(counts).pvalue > 0.001
 
 
-def test_more_rows_than_fit_are_refused():
-    with pytest.raises(ValueError, match="4194305 rows"):
-        permutation(jax.random.key(0), 2**22 + 1)
+def test_many_rows_are_as_random_as_few():
+    """Beyond 2^15 rows too: of neighbours in a random order, half are in ascending order."""
+    n = 2**17
+    order = np.asarray(shuffle(jax.random.key(0), n), int)
+    assert np.array_equal(np.sort(order), np.arange(n))
+    ascending = (np.diff(order) > 0).mean()
+    assert abs(ascending - 0.5) < 5 * np.sqrt(1 / 12 / n)
+    some = np.asarray(shuffle(jax.random.key(0), n, 1000))
+    assert np.array_equal(np.sort(some[:1000]), np.arange(1000))
+
+
+def test_more_rows_than_a_word_has_room_for_can_be_traced():
+    shape = jax.eval_shape(lambda key: permutation(key, 2**22 + 1), jax.random.key(0))
+    assert shape.shape == (2**22 + 1,)
 
 
 def test_each_epoch_visits_every_row_once_in_a_new_order():
