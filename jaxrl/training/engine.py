@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 
 from jaxrl.agent import Tag, derive
 from jaxrl.training import programs
-from jaxrl.training.evaluate import Evaluation
+from jaxrl.training.evaluate import Evaluation, warn_of_unfinished
 from jaxrl.training.history import History
 from jaxrl.training.members import map_members
 from jaxrl.training.placement import MEMBERS, Placement, shapes_on
@@ -109,6 +109,7 @@ class Engine:
         statics = {"mesh": placement.mesh, "episodes": episodes, "deterministic": deterministic}
         result = self._compiled(programs.evaluate_all, *args, **statics)(*args)
         evaluation: Evaluation = jax.tree.map(np.array, placement.get(result))
+        warn_of_unfinished(evaluation)
         return evaluation
 
     def states_on_host(self) -> Any:
