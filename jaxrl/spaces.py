@@ -36,7 +36,7 @@ def random_action(space: Any, key: jax.Array, num: int) -> jax.Array:
     size = action_size(space)
     if is_discrete(space):
         return jax.random.randint(key, (num,), 0, size)
-    return jax.random.uniform(key, (num, size), minval=-1.0, maxval=1.0)
+    return jax.random.uniform(key, (num, size), jnp.float32, minval=-1.0, maxval=1.0)
 
 
 def to_env(space: Any, action: jax.Array) -> jax.Array:

@@ -18,7 +18,8 @@ class RunningMoments(NamedTuple):
     @classmethod
     def of_shape(cls, shape: tuple[int, ...]) -> RunningMoments:
         """Nothing seen yet: normalising with it changes nothing."""
-        return cls(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+        single = jnp.float32  # in x64 mode too
+        return cls(jnp.zeros((), single), jnp.zeros(shape, single), jnp.ones(shape, single))
 
     def update(self, batch: jax.Array) -> RunningMoments:
         """Add a batch (..., *shape) (Chan et al. 1983, parallel variance)."""
@@ -51,7 +52,7 @@ class RewardScale(NamedTuple):
 
     @classmethod
     def of_envs(cls, num_envs: int) -> RewardScale:
-        return cls(RunningMoments.of_shape(()), jnp.zeros((num_envs,)))
+        return cls(RunningMoments.of_shape(()), jnp.zeros((num_envs,), jnp.float32))
 
     def update(self, rewards: jax.Array, dones: jax.Array, gamma: float | jax.Array) -> RewardScale:
         """Add a rollout's rewards (T, N); a return starts anew after the step that ended it."""

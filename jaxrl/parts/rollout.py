@@ -141,7 +141,7 @@ def reset(
     if kind == "pool":
         starts = jax.tree.map(lambda x: x[num_envs:], (obs, env_state))
         obs, env_state = jax.tree.map(lambda x: x[:num_envs], (obs, env_state))
-    zeros = jnp.zeros((num_envs,))
+    zeros = jnp.zeros((num_envs,), jnp.float32)
     memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), memory)
     return Actors(env_state, obs, zeros, zeros, starts, memory, dict.fromkeys(record, zeros))
 

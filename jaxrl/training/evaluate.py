@@ -109,7 +109,7 @@ def _evaluate(
         return t + 1, actors._replace(env_state=env_state, obs=obs, memory=memory), evaluation
 
     actors = reset(reset_key, env, env_params, episodes, memory=policy.initial())
-    zeros = jnp.zeros((episodes,))
+    zeros = jnp.zeros((episodes,), jnp.float32)
     nothing = Evaluation(
         zeros,
         jnp.zeros((episodes,), jnp.int32),

@@ -15,7 +15,7 @@ def stack(trees: list[Any]) -> Any:
     """One pytree with a leading axis of members, as strongly typed arrays."""
 
     def leaf(*xs: Any) -> jax.Array:
-        stacked = jnp.stack([jnp.asarray(x) for x in xs])
+        stacked = jnp.stack([_array(x) for x in xs])
         return lax.convert_element_type(stacked, stacked.dtype)
 
     return jax.tree.map(leaf, *trees)
@@ -48,3 +48,9 @@ def shared_arrays(agents: Any) -> list[Any]:
     fields = dataclasses.fields(agents)
     values = [getattr(agents, f.name) for f in fields if f.metadata.get("shared")]
     return [value for value in values if value is not None]
+
+
+def _array(x: Any) -> jax.Array:
+    """A Python number in single precision, in x64 mode too: it must not widen a program."""
+    kinds = {bool: jnp.bool, int: jnp.int32, float: jnp.float32}
+    return jnp.asarray(x, kinds.get(type(x)))
