@@ -15,14 +15,14 @@ def options(suite: str, name: str) -> dict[str, Any]:
 
 
 def build(suite: str, name: str, sticky: float, **settings: Any) -> Typed:
-    """The environment `name`. ValueError where `sticky` is no probability or cannot apply."""
+    """The environment `name`. ValueError if `sticky` is not a probability or cannot apply."""
     if not 0.0 <= sticky <= 1.0:
         raise ValueError(f"{name}: sticky={sticky} is outside [0, 1]")
     env, params = gymnax.make(name, **settings)
     if sticky:
         if not isinstance(env.action_space(params), spaces.Discrete):
             raise ValueError(
-                f"{name}: sticky={sticky} needs discrete actions, these are continuous"
+                f"{name}: sticky={sticky} needs discrete actions, but these are continuous"
             )
         env = Sticky(env, sticky)
     return Typed(env, name)

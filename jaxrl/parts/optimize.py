@@ -15,7 +15,11 @@ def linear_schedule(
     progress: float | jax.Array,
     fraction: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """From `start` to `end` over the first `fraction` of training; progress is in [0, 1]."""
+    """From `start` to `end` over the first `fraction` of training; progress is in [0, 1].
+
+    >>> [round(float(linear_schedule(1.0, 0.2, p, fraction=0.5)), 3) for p in (0, 0.25, 1)]
+    [1.0, 0.6, 0.2]
+    """
     return start + (end - start) * jnp.clip(progress / fraction, 0.0, 1.0)
 
 
@@ -24,7 +28,14 @@ def permutation(key: jax.Array, n: int, valid: int | jax.Array | None = None) ->
 
     One sort of single words, random high bits with the index in the low ones: on a CPU several
     times faster than `jax.random.permutation`. Equal high bits (about n / 2^(32 - log2 n) of the
-    rows) fall back to index order, a bias far below what a minibatch can notice. n <= 2^22.
+    rows) fall back to index order, a bias far below what a minibatch can notice.
+
+    Raises:
+        ValueError: n is above 2^22.
+
+    >>> rows = permutation(jax.random.key(0), 5, valid=2).tolist()
+    >>> sorted(rows[:2]), sorted(rows)
+    ([0, 1], [0, 1, 2, 3, 4])
     """
     bits = max(n - 1, 1).bit_length()
     if bits > 22:
@@ -52,6 +63,12 @@ def minibatch_epochs(
             shuffled; each minibatch is gathered when its turn comes.
 
     Returns the carry and what `update` returned, stacked (num_epochs, num_minibatches, ...).
+
+    >>> update = lambda total, rows: (total + rows.sum(), rows.max())
+    >>> key, rows = jax.random.key(0), jnp.arange(6)
+    >>> total, largest = minibatch_epochs(key, update, jnp.int32(0), rows, 2, 3)
+    >>> int(total), largest.shape
+    (30, (2, 3))
     """
     size = jax.tree.leaves(batch)[0].shape[0]
 
@@ -66,5 +83,5 @@ def minibatch_epochs(
 
 
 def epoch_keys(key: jax.Array, num_epochs: int) -> jax.Array:
-    """The keys that shuffle each epoch."""
+    """The keys (num_epochs,) that shuffle each epoch."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_epochs))
