@@ -38,12 +38,12 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
     check_id(id)
     suite, _, name = id.rpartition("/")
     module = importlib.import_module(f"envs_jax.{_MODULES[suite]}")
-    known = module.options(suite, name)
+    defaults = module.options(suite, name)
     for option in options:
-        if option not in known:
-            raise ValueError(f"{id}: {unknown('option', option, known)}")
+        if option not in defaults:
+            raise ValueError(f"{id}: {unknown('option', option, defaults)}")
     # Defaults are filled in, so that one passed by name gives the same environment as one omitted.
-    filled = {option: _hashable(value) for option, value in (known | options).items()}
+    filled = {option: _hashable(value) for option, value in (defaults | options).items()}
     if filled["resets"] not in _RESETS:
         raise ValueError(f"{id}: {unknown('resets', filled['resets'], _RESETS)}")
     if not isinstance(filled["pool_size"], int) or filled["pool_size"] < 1:

@@ -165,43 +165,43 @@ def _read_hdf5(path: Path, limit: int | None) -> Recording:
         raise ValueError(f"{path}: no such file")
     try:
         with h5py.File(path) as file:
-            found = {k: np.asarray(file[k]) for k in KEYS if k in file}
+            arrays = {k: np.asarray(file[k]) for k in KEYS if k in file}
             info = {k: _plain(v) for k, v in file.attrs.items()}
     except (OSError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path}: not a readable HDF5 file ({error})") from None
     for key in ("observations", "actions", "rewards", "terminals"):
-        if key not in found:
+        if key not in arrays:
             raise ValueError(f"{path}: has no {key!r}; D4RL's layout has {', '.join(KEYS)}")
-    for key, value in found.items():
+    for key, value in arrays.items():
         if value.dtype.kind not in "fiub":
             raise ValueError(f"{path}: {key!r} holds {value.dtype}, not numbers")
         if value.ndim == 0:
             raise ValueError(f"{path}: {key!r} has no rows")
-    steps = len(found["rewards"])
-    for key, value in found.items():
+    steps = len(arrays["rewards"])
+    for key, value in arrays.items():
         if len(value) != steps:
             raise ValueError(f"{path}: {key!r} has {len(value)} rows, 'rewards' has {steps}")
     if not steps:
         raise ValueError(f"{path}: holds no steps")
     if "random_return" not in info and path.stem.split("-")[0] in D4RL_RETURNS:
-        known = D4RL_RETURNS[path.stem.split("-")[0]]
-        info |= dict(zip(("random_return", "expert_return"), known, strict=True))
-    obs = _number(found["observations"])
-    terminated = found["terminals"].reshape(-1).astype(bool)
-    if "timeouts" in found:
-        truncated = found["timeouts"].reshape(-1).astype(bool)
+        reference = D4RL_RETURNS[path.stem.split("-")[0]]
+        info |= dict(zip(("random_return", "expert_return"), reference, strict=True))
+    obs = _number(arrays["observations"])
+    terminated = arrays["terminals"].reshape(-1).astype(bool)
+    if "timeouts" in arrays:
+        truncated = arrays["timeouts"].reshape(-1).astype(bool)
     else:
         truncated = _timeouts(terminated, limit)
     recording = Recording(
         obs,
-        _number(found["actions"]),
-        found["rewards"].reshape(-1).astype(np.float32),
+        _number(arrays["actions"]),
+        arrays["rewards"].reshape(-1).astype(np.float32),
         terminated,
         truncated,
-        _number(found["next_observations"]) if "next_observations" in found else obs,
+        _number(arrays["next_observations"]) if "next_observations" in arrays else obs,
         info,
     )
-    return recording if "next_observations" in found else _follow(recording)
+    return recording if "next_observations" in arrays else _follow(recording)
 
 
 def _read_minari(name: str) -> Recording:
@@ -238,7 +238,7 @@ def _read_minari(name: str) -> Recording:
 
 
 def _timeouts(terminated: np.ndarray, limit: int | None) -> np.ndarray:
-    """Where episodes whose cuts are not marked were cut: at the limit, counted from the last end."""
+    """Where unmarked episodes were cut: at the limit, counted from the last end."""
     truncated = np.zeros(len(terminated), bool)
     length = 0
     for i, end in enumerate(terminated):
@@ -251,17 +251,17 @@ def _timeouts(terminated: np.ndarray, limit: int | None) -> np.ndarray:
 def _follow(recording: Recording) -> Recording:
     """Take each observation's successor from the next row; leave out the steps that have none."""
     next_obs = np.concatenate([recording.obs[1:], recording.obs[-1:]])
-    kept = recording.terminated | ~recording.truncated
-    kept[-1] = recording.terminated[-1]
+    usable = recording.terminated | ~recording.truncated
+    usable[-1] = recording.terminated[-1]
     # An episode whose cut step is left out is cut one step earlier.
-    truncated = np.concatenate([~kept[1:], [False]]) & ~recording.terminated
+    truncated = np.concatenate([~usable[1:], [False]]) & ~recording.terminated
     return Recording(
-        recording.obs[kept],
-        recording.action[kept],
-        recording.reward[kept],
-        recording.terminated[kept],
-        truncated[kept],
-        next_obs[kept],
+        recording.obs[usable],
+        recording.action[usable],
+        recording.reward[usable],
+        recording.terminated[usable],
+        truncated[usable],
+        next_obs[usable],
         recording.info,
     )
 
@@ -275,10 +275,10 @@ def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None
     keys = {field: key for key, field in KEYS.items()}
     shape = env.observation_space(env_params).shape
     for field in ("obs", "next_obs"):
-        found = getattr(recording, field).shape[1:]
-        if found != shape:
+        recorded = getattr(recording, field).shape[1:]
+        if recorded != shape:
             raise ValueError(
-                f"{source}: {keys[field]!r} are of shape {found}, those of {env.name} of {shape}"
+                f"{source}: {keys[field]!r} are of shape {recorded}, those of {env.name} of {shape}"
             )
     for field in ("obs", "action", "reward", "next_obs"):
         values = getattr(recording, field)
@@ -289,7 +289,7 @@ def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None
     if spaces.is_discrete(space):
         whole = action.ndim == 1 and bool((action == np.round(action)).all())
         if not whole:
-            raise ValueError(f"{source}: 'actions' are not whole numbers, as {env.name} wants them")
+            raise ValueError(f"{source}: 'actions' are not whole numbers, which {env.name} needs")
         bad = (action < 0) | (action >= space.n)
         accepted = f"0 to {space.n - 1}"
     else:
@@ -306,7 +306,7 @@ def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None
     if bad.any():
         i = int(bad.argmax())
         raise ValueError(
-            f"{source}: 'actions' at index {i} are {action[i].tolist()}, outside of {accepted}"
+            f"{source}: 'actions' at index {i} are {action[i].tolist()}, outside {accepted}"
         )
 
 
