@@ -82,7 +82,7 @@ class PhysicsEnv(Environment):
             next_state,
             jnp.asarray(inner.reward, jnp.float32),
             jnp.asarray(inner.done, bool),
-            {},
+            dict(inner.metrics),  # parts of the reward, speeds and the like
         )
 
     def reset_env(self, key: jax.Array, params: PhysicsParams) -> tuple[jax.Array, PhysicsState]:

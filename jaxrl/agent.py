@@ -11,9 +11,12 @@ import dataclasses
 import enum
 import math
 import typing
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
+
+from jaxrl import spaces
 
 Interval = str
 Valid = Interval | tuple[str, ...] | None
@@ -61,9 +64,42 @@ def static(default: Any, valid: Valid, doc: str) -> Any:
 def shared() -> Any:
     """Declare arrays that all members of a population read and none changes, such as a dataset.
 
-    They are no hyper-parameter: a population holds them once, without an axis of members.
+    They are not a hyper-parameter: a population holds them once, without an axis of members.
     """
     return dataclasses.field(default=None, metadata={"static": False, "shared": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How an agent acts, for one observation, in the environment's own units.
+
+    A policy without memory is called: `policy(obs, key) -> action`. In general
+
+        memory = policy.initial()                         # at the start of each episode
+        memory, action = policy.step(memory, obs, key)
+
+    and whoever runs it carries the memory, a pytree of arrays (() without one).
+    """
+
+    initial: Callable[[], Any]
+    step: Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]]
+
+    def __call__(self, obs: jax.Array, key: jax.Array) -> jax.Array:
+        """The action at one observation. Raises TypeError where the policy has a memory."""
+        memory = self.initial()
+        if jax.tree.leaves(memory):
+            raise TypeError(
+                "this policy has a memory: memory = policy.initial(), then "
+                "memory, action = policy.step(memory, obs, key)"
+            )
+        return self.step(memory, obs, key)[1]
+
+
+def memoryless(act: Callable[[jax.Array, jax.Array], jax.Array] | Policy) -> Policy:
+    """`act(obs, key) -> action` as a policy; a policy is returned as it is. Use it to decorate."""
+    if isinstance(act, Policy):
+        return act
+    return Policy(lambda: (), lambda memory, obs, key: (memory, act(obs, key)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +159,13 @@ class Agent:
 
     env: Any = dataclasses.field(metadata={"static": True})
     env_params: Any = dataclasses.field(metadata={"static": False})
-    total_steps: int = static(500_000, "[1, 2147483647]", "environment steps of the whole run")
+    total_steps: int = static(
+        500_000,
+        "[1, 2147483647]",
+        "of the whole run: environment steps, or gradient steps if it learns from recorded data",
+    )
+    # Entries of the environment's `info` that are summed over each episode and reported.
+    record: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__name__.lower()
@@ -137,7 +179,20 @@ class Agent:
             if hyperparameter.type is float and isinstance(value, int):
                 # 1 for 1.0 must not make an integer of a traced number: that is another program.
                 object.__setattr__(self, hyperparameter.name, float(value))
+        spaces.require_info(self.record, self.env, self.env_params, self.name)
         self.check()
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        """Raise ValueError where a hyper-parameter that has no effect was changed."""
+        why = self.unused()
+        for h in self.hyperparameters():
+            value = getattr(self, h.name)
+            is_concrete = isinstance(value, bool | int | float | str | tuple)
+            if h.name in why and is_concrete and value != h.default:
+                raise ValueError(
+                    f"{self.name}: {h.name}={value!r} has no effect {why[h.name]}; leave it out"
+                )
 
     @classmethod
     def hyperparameters(cls) -> list[Hyperparameter]:
@@ -173,12 +228,21 @@ class Agent:
         if self.total_steps < self.steps_per_iteration:
             raise ValueError(
                 f"{self.name}: total_steps={self.total_steps} is smaller than one iteration of "
-                f"{self.steps_per_iteration} environment steps"
+                f"{self.steps_per_iteration} {self.unit}"
             )
+
+    def unused(self) -> dict[str, str]:
+        """Hyper-parameters without effect as the others stand, and why ("with ...")."""
+        return {}
+
+    @property
+    def unit(self) -> str:
+        """What `total_steps` and `steps_per_iteration` count."""
+        return "environment steps"
 
     @property
     def steps_per_iteration(self) -> int:
-        """Environment steps of one `step`; where it varies, the fewest."""
+        """Steps of one `step`, in the agent's `unit`; where it varies, the fewest."""
         raise NotImplementedError
 
     def init(self, key: jax.Array) -> Any:
@@ -189,9 +253,27 @@ class Agent:
         """Iteration `t` of training: collect, learn; returns the new state and scalar metrics."""
         raise NotImplementedError
 
-    def policy(self, state: Any, deterministic: bool = True) -> Any:
-        """`act(obs, key) -> action` for one observation, in the environment's own units."""
+    def policy(self, state: Any, deterministic: bool = True) -> Policy:
+        """How the agent acts: by its mode, or by sampling if not deterministic."""
         raise NotImplementedError
+
+    @property
+    def action_space(self) -> Any:
+        return self.env.action_space(self.env_params)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are integers 0..n-1."""
+        return spaces.is_discrete(self.action_space)
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Shape of one observation."""
+        return tuple(self.env.observation_space(self.env_params).shape)
+
+    def env_action(self, action: jax.Array) -> jax.Array:
+        """An action in the environment's own units: continuous ones clipped to [-1, 1], scaled."""
+        return spaces.to_env(self.action_space, action)
 
     def env_steps(self, state: Any) -> jax.Array | None:
         """Environment steps taken so far where iterations vary in length, else None."""
@@ -200,6 +282,18 @@ class Agent:
     def learned(self, state: Any) -> Any:
         """What of a state must stay finite: its `params`, where it has a field of that name."""
         return getattr(state, "params", ())
+
+    def actors(self, state: Any) -> Any:
+        """The environments of a state (`parts.rollout.Actors`), None where there are none."""
+        return getattr(state, "actors", None)
+
+    def with_actors(self, state: Any, actors: Any) -> Any:
+        """The state with other environments: what `actors` takes out, put back."""
+        return state._replace(actors=actors)
+
+    def without_replay(self, state: Any) -> Any:
+        """A finished run's state without its replay memory, from which it can act, not train."""
+        return state
 
     def progress(self, state: Any, t: jax.Array) -> jax.Array:
         """The part of `total_steps` taken before iteration t, in [0, 1): what schedules follow."""

@@ -26,6 +26,14 @@ def action_size(space: Any) -> int:
     return space.n if is_discrete(space) else int(np.prod(space.shape))
 
 
+def random_action(space: Any, key: jax.Array, num: int) -> jax.Array:
+    """`num` uniform actions; continuous ones over the whole box [-1, 1] (num, D)."""
+    size = action_size(space)
+    if is_discrete(space):
+        return jax.random.randint(key, (num,), 0, size)
+    return jax.random.uniform(key, (num, size), minval=-1.0, maxval=1.0)
+
+
 def to_box(space: Any, action: jax.Array) -> jax.Array:
     """An agent's action (..., D), whose natural box is [-1, 1], clipped and scaled to the space's.
 
@@ -35,6 +43,11 @@ def to_box(space: Any, action: jax.Array) -> jax.Array:
     scaled = low + (jnp.clip(action, -1.0, 1.0) + 1) / 2 * (high - low)
     boxed = jnp.where(bounded, scaled, action)
     return boxed.reshape(*action.shape[:-1], *space.shape)
+
+
+def to_env(space: Any, action: jax.Array) -> jax.Array:
+    """An agent's action in the environment's own units; integers are those already."""
+    return action if is_discrete(space) else to_box(space, action)
 
 
 def from_box(space: Any, action: jax.Array) -> jax.Array:
@@ -51,6 +64,31 @@ def _bounds(space: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     high = jnp.broadcast_to(jnp.asarray(space.high, jnp.float32), space.shape).reshape(-1)
     bounded = jnp.isfinite(low) & jnp.isfinite(high)
     return jnp.where(bounded, low, -1.0), jnp.where(bounded, high, 1.0), bounded
+
+
+def require_info(names: tuple[str, ...], env: Any, env_params: Any, agent: str) -> None:
+    """Raise ValueError unless the environment reports each name in `info`, a number per step."""
+    if not names:
+        return
+
+    def step(key: jax.Array) -> dict[str, Any]:
+        _, state = env.reset(key, env_params)
+        space = env.action_space(env_params)
+        action = random_action(space, key, 1)
+        if not is_discrete(space):
+            action = to_box(space, action)
+        info: dict[str, Any] = env.step(key, state, action[0], env_params)[-1]
+        return info
+
+    shapes = jax.eval_shape(step, jax.random.key(0))
+    own = ("terminated", "truncated", "discount")
+    numbers = [name for name, x in shapes.items() if not jnp.shape(x) and name not in own]
+    for name in names:
+        if name not in numbers or name in ("return", "length"):
+            there = f"it has {', '.join(sorted(numbers))}" if numbers else "it has none"
+            raise ValueError(
+                f"{agent}: record={name!r} is not a number in the info of {env.name}; {there}"
+            )
 
 
 def require_image(shape: tuple[int, ...], agent: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from agents.off_policy.sac import LOG_STD_RANGE, SAC, QFunction
+from agents.off_policy.soft import LOG_STD_RANGE, SAC, QFunction
 from jaxrl.agent import static, traced
 from jaxrl.parts.distributions import TanhMixture, take_component
 

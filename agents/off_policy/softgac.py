@@ -16,7 +16,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from agents.off_policy.sac import QFunction, SACLearner, SoftActorCritic
+from agents.off_policy.soft import QFunction, SACLearner, SoftActorCritic
 from jaxrl.agent import static, traced
 from jaxrl.parts import replay
 from jaxrl.parts.networks import BatchRenorm

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from agents.off_policy.sac import SAC, SACLearner
+from agents.off_policy.soft import SAC, SACLearner
 from jaxrl.agent import static, traced
 from jaxrl.parts.replay import Batch, valid_mean
 

@@ -93,8 +93,7 @@ def snapshots(
         run = jaxrl.train(agent, seed, start=run, until=int(until), progress=meter)
         if run.interrupted:
             raise KeyboardInterrupt  # sets of a half-trained agent are none
-        # The replay memory is no part of the policy, and large.
-        state = run.state._replace(replay=None) if hasattr(run.state, "replay") else run.state
+        state = agent.without_replay(run.state)  # the replay memory is large, and acts not
         states.append(jax.tree.map(jnp.copy, state))
         evaluation = jaxrl.evaluate(
             agent, state, jax.random.fold_in(key, i), EPISODES, deterministic=False

@@ -125,6 +125,9 @@ class OffPolicy(Offline):
         metrics |= episodes.metrics()
         return OfflineState(state.key, learner, memory, actors, moments), metrics
 
+    def without_replay(self, state: OfflineState) -> OfflineState:
+        return state._replace(replay=None)
+
     def sample(self, key: jax.Array, memory: Replay, written: jax.Array) -> Batch:
         """The steps of one gradient step, from the replay."""
         return replay.sample(key, memory, written, self.batch_size)

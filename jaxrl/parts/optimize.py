@@ -7,6 +7,39 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+
+
+def clipped_adam(
+    learning_rate: float | jax.Array, max_grad_norm: float | jax.Array, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Adam on gradients whose global norm is clipped to `max_grad_norm` first."""
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate, eps=eps))
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    loss_fn: Callable[[Any], tuple[jax.Array, Any]],
+    params: Any,
+    opt_state: Any,
+) -> tuple[Any, Any, jax.Array, Any]:
+    """One gradient step down `loss_fn(params) -> (loss, aux)`.
+
+    Returns the new parameters, the optimiser's new state, the loss before the step, and `aux`.
+    """
+    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, opt_state)
+    return optax.apply_updates(params, updates), opt_state, loss, aux
+
+
+def polyak(target: Any, online: Any, tau: float | jax.Array) -> Any:
+    """Target parameters moved by a share `tau` towards the online ones."""
+    return jax.tree.map(lambda old, new: old + tau * (new - old), target, online)
+
+
+def copy_of(params: Any) -> Any:
+    """The same values in buffers of their own: a donated carry must not hold one buffer twice."""
+    return jax.tree.map(jnp.copy, params)
 
 
 def linear_schedule(

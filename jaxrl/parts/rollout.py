@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Act = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
+Act = Callable[..., tuple[Any, ...]]
 
 
 class Actors(NamedTuple):
@@ -19,6 +19,8 @@ class Actors(NamedTuple):
         obs: current observations (N, ...).
         episode_return, episode_length: of the episodes under way (N,).
         first: (obs, env_state) that an environment with cached resets goes back to, else None.
+        memory: what a policy with memory remembers, leading axis N; () without.
+        episode_info: sums of the recorded entries of `info` over those episodes, name -> (N,).
     """
 
     env_state: Any
@@ -26,6 +28,8 @@ class Actors(NamedTuple):
     episode_return: jax.Array
     episode_length: jax.Array
     first: Any
+    memory: Any = ()
+    episode_info: dict[str, jax.Array] = {}  # noqa: RUF012  (never changed in place)
 
 
 class Transition(NamedTuple):
@@ -38,6 +42,7 @@ class Transition(NamedTuple):
         terminated, truncated: the episode ended in a terminal state, or was cut there.
         final_obs: the observation the step led to, before any reset.
         extras: whatever the policy wants to keep with the step.
+        info: the recorded entries of the environment's `info`, name -> (T, N), float32.
     """
 
     obs: jax.Array
@@ -47,6 +52,7 @@ class Transition(NamedTuple):
     truncated: jax.Array
     final_obs: jax.Array
     extras: Any
+    info: dict[str, jax.Array] = {}  # noqa: RUF012  (never changed in place)
 
 
 class Episodes(NamedTuple):
@@ -55,16 +61,18 @@ class Episodes(NamedTuple):
     ended: jax.Array
     returns: jax.Array
     lengths: jax.Array
+    info: dict[str, jax.Array]
 
     def metrics(self) -> dict[str, jax.Array]:
-        """Mean return and length, NaN where no episode ended, and how many ended."""
+        """Mean return, length and recorded sums, NaN where no episode ended; how many ended."""
         ended = self.ended.sum()
         nothing = jnp.where(ended > 0, 0.0, jnp.nan)
-        return {
-            "episode_return": self.returns.sum() / jnp.maximum(ended, 1) + nothing,
-            "episode_length": self.lengths.sum() / jnp.maximum(ended, 1) + nothing,
-            "episodes": ended,
+        sums = {"return": self.returns, "length": self.lengths, **self.info}
+        means = {
+            f"episode_{name}": values.sum() / jnp.maximum(ended, 1) + nothing
+            for name, values in sums.items()
         }
+        return means | {"episodes": ended}
 
 
 def strong(tree: Any) -> Any:
@@ -77,13 +85,26 @@ def reset_kind(env: Any) -> str:
     return getattr(env, "resets", "fresh")
 
 
-def reset(key: jax.Array, env: Any, env_params: Any, num_envs: int) -> Actors:
-    """`num_envs` environments at the start of their first episodes."""
+def reset(
+    key: jax.Array,
+    env: Any,
+    env_params: Any,
+    num_envs: int,
+    record: tuple[str, ...] = (),
+    memory: Any = (),
+) -> Actors:
+    """`num_envs` environments at the start of their first episodes.
+
+    Args:
+        record: entries of the environment's `info` that rollouts are to sum over each episode.
+        memory: what a policy with memory starts an episode with, of one environment.
+    """
     keys = jax.random.split(key, num_envs)
     obs, env_state = strong(jax.vmap(env.reset, in_axes=(0, None))(keys, env_params))
     zeros = jnp.zeros((num_envs,))
     first = (obs, env_state) if reset_kind(env) == "cached" else None
-    return Actors(env_state, obs, zeros, zeros, first)
+    memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), memory)
+    return Actors(env_state, obs, zeros, zeros, first, memory, dict.fromkeys(record, zeros))
 
 
 def rollout(
@@ -94,47 +115,50 @@ def rollout(
     act: Act,
     num_steps: int,
     length: jax.Array | None = None,
+    initial_memory: Any = None,
 ) -> tuple[Actors, Transition, Episodes]:
     """Take `num_steps` steps in every environment.
 
     Args:
-        act: `(obs (N, ...), key) -> (action, env_action, extras)` for the whole batch.
+        act: `(obs (N, ...), key) -> (action, env_action, extras)` for the whole batch. Of a policy
+            with memory, `(memory, obs, key) -> (memory, action, env_action, extras)`.
         length: a traced number of steps <= `num_steps` to take instead; the arrays keep
             `num_steps` rows, of which those from `length` on are zeros.
+        initial_memory: of a policy with memory, what it starts an episode with (no axis of N).
 
     Returns the environments afterwards, the transitions and the sums over finished episodes.
     """
-    num_envs = actors.episode_return.shape[0]
     pool_key, key = jax.random.split(key)
     pool = draw_pool(pool_key, env, env_params)
 
     def body(carry, t):
         actors, episodes = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(key, t))
-        action, env_action, extras = act(actors.obs, act_key)
+        if initial_memory is None:
+            memory, (action, env_action, extras) = actors.memory, act(actors.obs, act_key)
+        else:
+            memory, action, env_action, extras = act(actors.memory, actors.obs, act_key)
         stepped = step_envs(env_key, env, env_params, actors, pool, env_action)
-        env_state, obs, reward, terminated, truncated, final_obs = stepped
+        env_state, obs, reward, terminated, truncated, final_obs, info = stepped
+        info = recorded(info, tuple(actors.episode_info))
         done = terminated | truncated
-        returned, lasted = actors.episode_return + reward, actors.episode_length + 1
-        episodes = Episodes(
-            episodes.ended + done,
-            episodes.returns + jnp.where(done, returned, 0),
-            episodes.lengths + jnp.where(done, lasted, 0),
-        )
+        # The same sums for the return, the length and whatever is recorded.
+        so_far = actors.episode_return, actors.episode_length, actors.episode_info
+        sums = jax.tree.map(jnp.add, so_far, (reward, jnp.ones_like(reward), info))
+        ended = jax.tree.map(lambda x: jnp.where(done, x, 0), sums)
+        episodes = jax.tree.map(jnp.add, episodes, Episodes(done.astype(jnp.float32), *ended))
         transition = Transition(
-            actors.obs, action, reward, terminated, truncated, final_obs, extras
+            actors.obs, action, reward, terminated, truncated, final_obs, extras, info
         )
-        actors = Actors(
-            env_state,
-            obs,
-            jnp.where(done, 0, returned),
-            jnp.where(done, 0, lasted),
-            actors.first,
-        )
+        returns, lengths, sums_of_info = jax.tree.map(lambda x: jnp.where(done, 0, x), sums)
+        if initial_memory is not None:
+            memory = strong(where_done(done, initial_memory, memory))
+        actors = Actors(env_state, obs, returns, lengths, actors.first, memory, sums_of_info)
         return (actors, episodes), transition
 
-    zeros = jnp.zeros((num_envs,))
-    carry = (actors, Episodes(zeros, zeros, zeros))
+    zeros = jnp.zeros_like(actors.episode_return)
+    nothing = Episodes(zeros, zeros, zeros, jax.tree.map(jnp.zeros_like, actors.episode_info))
+    carry = (actors, nothing)
     if length is None:
         (actors, episodes), transitions = jax.lax.scan(body, carry, jnp.arange(num_steps))
         return actors, transitions, episodes
@@ -150,6 +174,20 @@ def rollout(
     return actors, transitions, episodes
 
 
+def recorded(info: dict[str, Any], names: tuple[str, ...]) -> dict[str, jax.Array]:
+    """The named entries of an environment's `info` (N,), as float32."""
+    return {name: jnp.asarray(info[name], jnp.float32) for name in names}
+
+
+def where_done(done: jax.Array, start: Any, current: Any) -> Any:
+    """`start` (with an axis of N, or for all alike) where `done` (N,), else `current` (N, ...)."""
+
+    def choose(start: Any, x: jax.Array) -> jax.Array:
+        return jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), start, x)
+
+    return jax.tree.map(choose, start, current)
+
+
 def step_envs(
     key: jax.Array, env: Any, env_params: Any, actors: Actors, pool: Any, action: jax.Array
 ) -> tuple[Any, ...]:
@@ -160,7 +198,8 @@ def step_envs(
       costs as much as a step (physics engines);
     - "cached": it goes back to its own first state, as Brax's wrapper does.
 
-    Returns (env_state, obs, reward, terminated, truncated, final_obs), each with leading axis N.
+    Returns (env_state, obs, reward, terminated, truncated, final_obs, info), each with leading axis
+    N; `info` is the environment's own dict.
     """
     num_envs = actors.episode_return.shape[0]
     kind = reset_kind(env)
@@ -174,11 +213,11 @@ def step_envs(
         step_key, row_key = jax.random.split(key)
 
         def step(key, env_state, action):
-            obs, env_state, reward, terminated, _ = env.step_env(key, env_state, action, env_params)
-            return obs, env_state, reward, terminated, env.is_truncated(env_state, env_params)
+            stepped = env.step_env(key, env_state, action, env_params)
+            return *stepped, env.is_truncated(stepped[1], env_params)
 
         keys = jax.random.split(step_key, num_envs)
-        final_obs, env_state, reward, terminated, truncated = jax.vmap(step)(
+        final_obs, env_state, reward, terminated, info, truncated = jax.vmap(step)(
             keys, actors.env_state, action
         )
         starts = actors.first
@@ -186,11 +225,7 @@ def step_envs(
             rows = jax.random.randint(row_key, (num_envs,), 0, env.pool_size)
             starts = jax.tree.map(lambda x: x[rows], pool)
         done = jnp.asarray(terminated, bool) | jnp.asarray(truncated, bool)
-
-        def restart(start, x):
-            return jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), start, x)
-
-        obs, env_state = jax.tree.map(restart, starts, (final_obs, env_state))
+        obs, env_state = where_done(done, starts, (final_obs, env_state))
     return (
         strong(env_state),
         strong(obs),
@@ -198,6 +233,7 @@ def step_envs(
         jnp.asarray(terminated, bool),
         jnp.asarray(truncated, bool),
         strong(final_obs),
+        info,
     )
 
 

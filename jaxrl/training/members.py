@@ -65,14 +65,14 @@ def environment_mesh() -> Mesh:
     return Mesh(devices, ("environments",), axis_types=(AxisType.Auto,))
 
 
-def environment_specs(states: Any, devices: int) -> Any:
+def environment_specs(agents: Any, states: Any, devices: int) -> Any:
     """Where the state of one member goes whose environments are spread, all else being everywhere.
 
     Raises: ValueError where it has none, or a number of them that devices cannot share evenly.
     """
     if jax.process_count() > 1:
         raise ValueError("data_parallel: over the devices of one process only")
-    actors = getattr(states, "actors", None)
+    actors = agents.actors(states)
     if actors is None:
         raise ValueError("data_parallel: there are no environments to spread over the devices")
     number = actors.episode_return.shape[1]
@@ -83,7 +83,7 @@ def environment_specs(states: Any, devices: int) -> Any:
         return P(None, "environments") if x.ndim > 1 and x.shape[1] == number else P()
 
     everywhere = jax.tree.map(lambda x: P(), states)
-    return everywhere._replace(actors=jax.tree.map(spec, actors))
+    return agents.with_actors(everywhere, jax.tree.map(spec, actors))
 
 
 def specs(agents: Any) -> Any:

@@ -115,7 +115,7 @@ def run_population(
     where, agents_where = MEMBERS, specs(spread)
     if data_parallel:
         mesh = environment_mesh()
-        where = environment_specs(programs.shapes(agents, members), mesh.size)
+        where = environment_specs(agents, programs.shapes(agents, members), mesh.size)
         agents_where = jax.tree.map(lambda x: P(), spread)
     store, saved = None, None
     if checkpoints and hosts.is_writer():

@@ -91,7 +91,7 @@ def chunk(agents: Any, states: Any, t: Any, stop: Any, *, mesh: Any, length: int
 
     if mesh.axis_names == ("environments",):  # the compiler splits the work as the states are
         states, *more = local(agents, states, t, stop)
-        where = environment_specs(states, mesh.size)
+        where = environment_specs(agents, states, mesh.size)
         return lax.with_sharding_constraint(states, named(mesh, where)), *more
     spread = jax.shard_map(
         local,

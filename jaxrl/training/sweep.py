@@ -213,8 +213,8 @@ def sweep(
                 stop_on_nan=on_nan == "stop",
                 data_parallel=data_parallel,
             )
-            if batch_size is None and size < len(group) and hasattr(trained.states, "replay"):
-                trained = trained._replace(states=trained.states._replace(replay=None))
+            if batch_size is None and size < len(group):
+                trained = trained._replace(states=agent.without_replay(trained.states))
             done.append((rows, trained))
             if trained.interrupted:
                 return _population([table for _, table in members], done)

@@ -103,9 +103,12 @@ def train(
             f"{agent.name}: total_steps={agent.total_steps} leaves nothing to do after "
             f"iteration {first}; raise it with agent.replace(total_steps=...)"
         )
-    if start is not None and hasattr(start.state, "replay"):
-        wanted = jax.eval_shape(agent.init, jax.random.key(0)).replay
-        if wanted is not None and start.state.replay is None:
+    if start is not None:
+        fresh = jax.eval_shape(agent.init, jax.random.key(0))
+        structures = [
+            str(jax.tree.structure(x)) for x in (start.state, agent.without_replay(fresh), fresh)
+        ]
+        if structures[0] == structures[1] != structures[2]:
             raise ValueError(
                 f"{agent.name}: its replay memory was not kept (its population did not fit into "
                 "memory at once): go on from its checkpoint"

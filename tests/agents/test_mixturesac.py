@@ -14,7 +14,7 @@ from agents.off_policy.mixturesac import (
     mrp_loss,
     spread,
 )
-from agents.off_policy.sac import policy_loss
+from agents.off_policy.soft import policy_loss
 from jaxrl.parts.distributions import TanhMixture, TanhNormal
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -115,7 +115,7 @@ def test_a_single_run_does_not_copy_its_replay_all_the_time():
     agent = with_replay()
     state = jax.eval_shape(agent.init, jax.random.key(0))
     needed = needed_bytes(stack_agents([agent]), 1)
-    assert needed < 2 * nbytes(state.replay)
+    assert needed < 2 * nbytes(state.source.replay)
 
 
 def test_one_that_does_not_fit_at_all_runs_nothing():

@@ -1,0 +1,206 @@
+"""The loop of agents that learn by gradient steps on batches of a source: off-policy, offline."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrl.agent import Agent, Hyperparameter, Tag, derive, shared, static
+from jaxrl.loops.sources import Collected, CollectedState, Mixed, Recorded, Source
+from jaxrl.parts.normalize import RunningMoments
+from jaxrl.parts.replay import Batch, Dataset
+from jaxrl.parts.rollout import Actors
+
+COLLECTING = ("num_envs", "num_steps", "buffer_size", "lean_buffer", "learning_starts")
+
+
+class LearnerState(NamedTuple):
+    key: jax.Array  # the run's root key; never changes
+    learner: Any  # parameters and optimiser states: what gradient steps change
+    source: Any  # the source's state: environments and replay, or ()
+    obs_moments: RunningMoments  # of anything only if normalize_observations
+
+
+class Learner(Agent):
+    """Takes `num_updates` gradient steps per iteration on batches of a source.
+
+    Without data the source is environments: collect `num_steps` steps in each of `num_envs`, keep
+    them in a replay. Gradient steps per environment step are num_updates / (num_envs * num_steps),
+    below or above one. Until `learning_starts` environment steps are taken, actions are uniformly
+    random and nothing learns.
+
+    Given a dataset it learns from that and collects nothing; `total_steps` are then gradient steps.
+    With `data_share` below 1 it does both, and each batch is drawn from both.
+
+    A subclass implements `init_learner`, `update`, `policy`, and `explore` where it can collect.
+    """
+
+    offline_only: ClassVar[bool] = False  # a subclass that learns from recorded data alone
+
+    data: Dataset | None = shared()
+    data_share: float = static(
+        1.0, "(0, 1]", "of each batch, drawn from recorded data; below 1 it collects as well"
+    )
+    num_updates: int = static(8, "[1, inf)", "gradient steps per iteration")
+    batch_size: int = static(256, "[1, inf)", "steps that each gradient step samples")
+    normalize_observations: bool = static(False, None, "by mean and std, clipped to +-10")
+    num_envs: int = static(8, "[1, inf)", "environments stepped in parallel")
+    num_steps: int = static(1, "[1, inf)", "steps per environment and iteration")
+    buffer_size: int = static(100_000, "[1, inf)", "environment steps that the replay holds")
+    lean_buffer: bool = static(False, None, "store observations once; steps cut by time are lost")
+    learning_starts: int = static(1_000, "[1, inf)", "random environment steps before learning")
+
+    # What a subclass provides -----------------------------------------------------------------
+
+    def init_learner(self, key: jax.Array, obs: jax.Array) -> Any:
+        """Fresh parameters and optimiser states, given one observation."""
+        raise NotImplementedError
+
+    def update(
+        self, learner: Any, batch: Batch, key: jax.Array, n: jax.Array
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """Gradient step number n (never batched) on a batch, and scalar metrics."""
+        raise NotImplementedError
+
+    def explore(
+        self, learner: Any, obs: jax.Array, key: jax.Array, progress: jax.Array
+    ) -> jax.Array:
+        """Actions to collect with, for observations (N, ...); continuous ones within [-1, 1]."""
+        raise NotImplementedError
+
+    # Hyper-parameters -------------------------------------------------------------------------
+
+    @classmethod
+    def hyperparameters(cls) -> list[Hyperparameter]:
+        without = (*COLLECTING, "data_share") if cls.offline_only else ()
+        return [h for h in super().hyperparameters() if h.name not in without]
+
+    def unused(self) -> dict[str, str]:
+        if self.data is None:
+            return {"data_share": "without recorded data"}
+        return {} if self.collects else dict.fromkeys(COLLECTING, "with recorded data alone")
+
+    def check(self) -> None:
+        super().check()
+        if self.offline_only and self.data is None:
+            raise ValueError(f"{self.name}: learns from recorded data only: give it --data FILE")
+        if self.collects:
+            self._check_collecting()
+
+    def _check_collecting(self) -> None:
+        if self.num_rows < self.num_steps + 1:
+            raise ValueError(
+                f"{self.name}: buffer_size={self.buffer_size} does not hold two iterations of "
+                f"{self.steps_per_iteration} environment steps"
+            )
+        if self.learning_starts > self.total_steps:
+            raise ValueError(
+                f"{self.name}: learning_starts={self.learning_starts} is more than "
+                f"total_steps={self.total_steps}: nothing would be learnt"
+            )
+        recorded = round(self.data_share * self.batch_size)
+        if self.data is not None and not 0 < recorded < self.batch_size:
+            raise ValueError(
+                f"{self.name}: data_share={self.data_share} of batch_size={self.batch_size} is "
+                f"{recorded} steps: at least one from each source is needed"
+            )
+
+    @property
+    def collects(self) -> bool:
+        """Whether environments are stepped, rather than recorded data read alone."""
+        return not self.offline_only and (self.data is None or self.data_share < 1)
+
+    @property
+    def unit(self) -> str:
+        return "environment steps" if self.collects else "gradient steps"
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_envs * self.num_steps if self.collects else self.num_updates
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the replay: a multiple of `num_steps`, so that a rollout never wraps around."""
+        return self.buffer_size // (self.num_envs * self.num_steps) * self.num_steps
+
+    # The loop ---------------------------------------------------------------------------------
+
+    def source(self) -> Source:
+        """Where batches come from."""
+        if self.data is None:
+            return self.collected()
+        if self.collects:
+            return Mixed(Recorded(self.data), self.collected(), self.data_share)
+        return Recorded(self.data)
+
+    def collected(self) -> Collected:
+        return Collected(
+            self.env,
+            self.env_params,
+            self.record,
+            self.num_envs,
+            self.num_steps,
+            self.num_rows,
+            self.lean_buffer,
+            self.learning_starts,
+        )
+
+    def init(self, key: jax.Array) -> LearnerState:
+        source, obs, moments = self.source().init(key)
+        if not self.normalize_observations:
+            moments = RunningMoments.of_shape(obs.shape)
+        learner = self.init_learner(derive(key, Tag.INIT), obs)
+        return LearnerState(key, learner, source, moments)
+
+    def step(self, state: LearnerState, t: jax.Array) -> tuple[LearnerState, dict[str, jax.Array]]:
+        progress = self.progress(state, t)
+
+        def explore(obs, key):
+            obs = self.normalize(state.obs_moments, obs)
+            return self.explore(state.learner, obs, key, progress)
+
+        source = self.source()
+        source_state, moments, collected = source.advance(
+            state.source, state.obs_moments, state.key, t, explore
+        )
+        if not self.normalize_observations:
+            moments = state.obs_moments
+        key = derive(state.key, Tag.LEARN, t)
+
+        def gradient_step(learner, i):
+            draw_key, update_key = jax.random.split(jax.random.fold_in(key, i))
+            batch = source.draw(source_state, draw_key, t, self.batch_size)
+            batch = batch._replace(
+                obs=self.normalize(moments, batch.obs),
+                next_obs=self.normalize(moments, batch.next_obs),
+            )
+            return self.update(learner, batch, update_key, t * self.num_updates + i)
+
+        def learn(learner):
+            learner, metrics = lax.scan(gradient_step, learner, jnp.arange(self.num_updates))
+            return learner, jax.tree.map(jnp.nanmean, metrics)
+
+        learner, metrics = source.once_ready(t, learn, state.learner)
+        return LearnerState(state.key, learner, source_state, moments), metrics | collected
+
+    def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
+        return moments.normalize(obs) if self.normalize_observations else obs
+
+    # What the engine asks for -----------------------------------------------------------------
+
+    def learned(self, state: LearnerState) -> Any:
+        return state.learner
+
+    def actors(self, state: LearnerState) -> Actors | None:
+        return state.source.actors if isinstance(state.source, CollectedState) else None
+
+    def with_actors(self, state: LearnerState, actors: Actors) -> LearnerState:
+        return state._replace(source=state.source._replace(actors=actors))
+
+    def without_replay(self, state: LearnerState) -> LearnerState:
+        if not isinstance(state.source, CollectedState):
+            return state
+        return state._replace(source=state.source._replace(replay=None))

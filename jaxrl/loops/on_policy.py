@@ -1,0 +1,163 @@
+"""The loop of on-policy agents: collect a rollout, estimate advantages, improve, forget it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.agent import Agent, Policy, Tag, derive, memoryless, static, traced
+from jaxrl.parts.distributions import Categorical, Normal
+from jaxrl.parts.normalize import RewardScale, RunningMoments
+from jaxrl.parts.returns import bootstrap_values, gae
+from jaxrl.parts.rollout import Actors, Transition, reset, rollout
+
+
+class OnPolicyState(NamedTuple):
+    key: jax.Array  # the run's root key; never changes
+    params: Any
+    opt_state: Any
+    actors: Actors
+    obs_moments: RunningMoments  # updated only if normalize_observations
+    reward_scale: RewardScale  # updated only if normalize_rewards
+
+
+class Batch(NamedTuple):
+    """Steps of a rollout (B, ...), flattened over time and environments.
+
+    Attributes:
+        obs: normalised, where the agent normalises.
+        log_prob, value: of the policy and critic that collected.
+        advantage: by GAE; target: of the critic, advantage + value.
+    """
+
+    obs: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+
+
+class OnPolicy(Agent):
+    """Each iteration takes `num_steps` steps in `num_envs` environments and learns from them once.
+
+    A subclass implements `init_params`, `init_optimizer`, `distribution`, `value` and `improve`.
+    """
+
+    num_envs: int = static(64, "[1, inf)", "environments stepped in parallel")
+    num_steps: int = static(128, "[1, inf)", "steps per environment and iteration")
+    gamma: float = traced(0.99, "[0, 1]", "discount")
+    gae_lambda: float = traced(0.95, "[0, 1]", "lambda of the advantage estimates")
+    normalize_observations: bool = static(False, None, "by running mean and std, clipped to +-10")
+    normalize_rewards: bool = static(False, None, "by the std of the discounted return so far")
+
+    # What a subclass provides -----------------------------------------------------------------
+
+    def init_params(self, key: jax.Array, obs: jax.Array) -> Any:
+        """Fresh parameters, given one observation."""
+        raise NotImplementedError
+
+    def init_optimizer(self, params: Any) -> Any:
+        """The optimiser's first state."""
+        raise NotImplementedError
+
+    def distribution(self, params: Any, obs: jax.Array) -> Categorical | Normal:
+        """The policy at normalised observations."""
+        raise NotImplementedError
+
+    def value(self, params: Any, obs: jax.Array) -> jax.Array:
+        """The critic at normalised observations."""
+        raise NotImplementedError
+
+    def improve(
+        self, params: Any, opt_state: Any, batch: Batch, key: jax.Array, progress: jax.Array
+    ) -> tuple[Any, Any, dict[str, jax.Array]]:
+        """Learn from a rollout: new parameters, optimiser state and scalar metrics."""
+        raise NotImplementedError
+
+    # The loop ---------------------------------------------------------------------------------
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_envs * self.num_steps
+
+    def init(self, key: jax.Array) -> OnPolicyState:
+        reset_key = derive(key, Tag.RESET)
+        actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.record)
+        params = self.init_params(derive(key, Tag.INIT), actors.obs[0])
+        return OnPolicyState(
+            key=key,
+            params=params,
+            opt_state=self.init_optimizer(params),
+            actors=actors,
+            obs_moments=RunningMoments.of_shape(actors.obs.shape[1:]),
+            reward_scale=RewardScale.of_envs(self.num_envs),
+        )
+
+    def step(
+        self, state: OnPolicyState, t: jax.Array
+    ) -> tuple[OnPolicyState, dict[str, jax.Array]]:
+        moments = state.obs_moments
+
+        def act(obs, key):
+            dist = self.distribution(state.params, self.normalize(moments, obs))
+            action = dist.sample(key)
+            return action, self.env_action(action), {"log_prob": dist.log_prob(action)}
+
+        rollout_key = derive(state.key, Tag.ROLLOUT, t)
+        actors, steps, episodes = rollout(
+            rollout_key, self.env, self.env_params, state.actors, act, self.num_steps
+        )
+        batch, reward_scale = self.advantages(state, steps, actors.obs)
+        params, opt_state, metrics = self.improve(
+            state.params,
+            state.opt_state,
+            batch,
+            derive(state.key, Tag.LEARN, t),
+            self.progress(state, t),
+        )
+        # The statistics change only now, so that acting and learning saw the same ones.
+        if self.normalize_observations:
+            moments = moments.update(steps.obs)
+        metrics["explained_variance"] = 1 - jnp.var(batch.advantage) / jnp.var(batch.target)
+        metrics |= episodes.metrics()
+        return OnPolicyState(state.key, params, opt_state, actors, moments, reward_scale), metrics
+
+    def advantages(
+        self, state: OnPolicyState, steps: Transition, last_obs: jax.Array
+    ) -> tuple[Batch, RewardScale]:
+        """The rollout with GAE's advantages, flattened; and the scale of rewards with it in."""
+
+        def value_fn(obs):
+            return self.value(state.params, self.normalize(state.obs_moments, obs))
+
+        obs = self.normalize(state.obs_moments, steps.obs)
+        values = self.value(state.params, obs)
+        ended = steps.terminated, steps.truncated
+        next_values = bootstrap_values(value_fn, values, last_obs, steps.final_obs, *ended)
+        rewards, reward_scale = steps.reward, state.reward_scale
+        if self.normalize_rewards:
+            done = steps.terminated | steps.truncated
+            reward_scale = reward_scale.update(rewards, done, self.gamma)
+            rewards = reward_scale.scale(rewards)
+        advantages = gae(rewards, values, next_values, *ended, self.gamma, self.gae_lambda)
+        log_prob = steps.extras["log_prob"]
+        batch = Batch(obs, steps.action, log_prob, values, advantages, advantages + values)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), reward_scale
+
+    def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
+        return moments.normalize(obs) if self.normalize_observations else obs
+
+    # Acting -----------------------------------------------------------------------------------
+
+    def policy(self, state: OnPolicyState, deterministic: bool = True) -> Policy:
+        """The mode of the policy, or a sample."""
+
+        @memoryless
+        def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
+            dist = self.distribution(state.params, self.normalize(state.obs_moments, obs))
+            return self.env_action(dist.mode() if deterministic else dist.sample(key))
+
+        return policy
