@@ -1,4 +1,4 @@
-"""Learning from a batch: schedules, shuffling, minibatch epochs."""
+"""Learning from a batch: gradient steps, schedules, shuffling, minibatch epochs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def descend(
     """One gradient step down `loss_fn(params) -> (loss, aux)`.
 
     Returns the new parameters, the optimiser's new state, the loss before the step, and `aux`.
+
+    >>> optimizer, params = optax.sgd(0.25), jnp.array(1.0)
+    >>> step = descend(optimizer, lambda x: (x**2, "aux"), params, optimizer.init(params))
+    >>> params, opt_state, loss, aux = step
+    >>> float(params), float(loss), aux
+    (0.5, 1.0, 'aux')
     """
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state)
@@ -33,7 +39,11 @@ def descend(
 
 
 def polyak(target: Any, online: Any, tau: float | jax.Array) -> Any:
-    """Target parameters moved by a share `tau` towards the online ones."""
+    """Target parameters moved by a share `tau` towards the online ones.
+
+    >>> polyak({"weight": 0.0}, {"weight": 1.0}, tau=0.25)
+    {'weight': 0.25}
+    """
     return jax.tree.map(lambda old, new: old + tau * (new - old), target, online)
 
 
