@@ -1,8 +1,8 @@
 """Off-policy evaluation: the value of a policy from episodes that another one recorded.
 
-All take arrays (n, H) of n episodes padded to H steps, `mask` true where there is a step, and
-`ratio` = pi(a|s) / b(a|s), the probability of the recorded action under the target policy over
-that under the behaviour policy. They estimate E[sum_t gamma^t r_t] of the target policy, a scalar.
+All take arrays (n, H) of n episodes padded to H steps, `mask` 1 where there is a step, and
+`ratio` = pi(a|s) / b(a|s), the target policy's probability of what was done over the behaviour
+policy's. They estimate E[sum_t gamma^t r_t] of the target policy.
 """
 
 from __future__ import annotations
@@ -21,12 +21,7 @@ def importance_sampling(
 ) -> jax.Array:
     """Each episode's return times the product of all its ratios (Precup et al. 2000).
 
-    `weighted` divides by the sum of those products instead of by n: biased, but of lower variance.
-
-    >>> reward, ratio = jnp.array([[1.0, 1.0], [0.0, 0.0]]), jnp.array([[2.0, 3.0], [0.5, 1.0]])
-    >>> mask = jnp.ones((2, 2), bool)
-    >>> float(importance_sampling(reward, ratio, mask, gamma=1.0))
-    6.0
+    `weighted` divides by the sum of those products instead of by n: biased, of less variance.
     """
     weight = jnp.where(mask, ratio, 1).prod(axis=1)
     returns = (_discounts(reward, gamma) * jnp.where(mask, reward, 0)).sum(axis=1)
@@ -42,12 +37,8 @@ def per_decision(
 ) -> jax.Array:
     """Each reward times the product of the ratios up to it (Precup et al. 2000).
 
-    `weighted` divides each time step by the sum of its products over episodes; an episode that has
-    ended keeps its last one.
-
-    >>> reward, ratio = jnp.array([[1.0, 1.0], [0.0, 0.0]]), jnp.array([[2.0, 3.0], [0.5, 1.0]])
-    >>> float(per_decision(reward, ratio, jnp.ones((2, 2), bool), gamma=1.0))
-    4.0
+    `weighted` divides each time step by the sum of its products over episodes, those that have
+    ended keeping their last one.
     """
     weight = jnp.cumprod(jnp.where(mask, ratio, 1), axis=1)
     scale = _sum(weight) if weighted else len(reward)
@@ -63,19 +54,14 @@ def doubly_robust(
     q: jax.Array,
     v: jax.Array,
 ) -> jax.Array:
-    """V_t = v(s_t) + ratio_t (r_t + gamma V_{t+1} - q(s_t, a_t)), backwards (Jiang & Li 2016).
+    """V_t = v(s_t) + ratio_t (r_t + gamma V_{t+1} - q(s_t, a_t)), from behind (Jiang & Li 2016).
 
     Unbiased whatever `q` (n, H) is, if `v` (n, H) is its mean over the target policy's actions.
-    Where `q` is exact, the ratios no longer matter:
-
-    >>> reward, ratio, q = jnp.array([[1.0, 1.0]]), jnp.array([[9.0, 0.1]]), jnp.array([[2.0, 1.0]])
-    >>> float(doubly_robust(reward, ratio, jnp.ones((1, 2), bool), gamma=1.0, q=q, v=q))
-    2.0
     """
 
     def back(after: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        r, rho, valid, q_t, v_t = row
-        return jnp.where(valid, v_t + rho * (r + gamma * after - q_t), 0), None
+        r, rho, there, q_t, v_t = row
+        return jnp.where(there, v_t + rho * (r + gamma * after - q_t), 0), None
 
     rows = tuple(jnp.swapaxes(x, 0, 1) for x in (reward, ratio, mask, q, v))
     value, _ = lax.scan(back, jnp.zeros_like(reward[:, 0]), rows, reverse=True)
@@ -87,5 +73,5 @@ def _discounts(reward: jax.Array, gamma: float | jax.Array) -> jax.Array:
 
 
 def _sum(weight: jax.Array) -> jax.Array:
-    """The sum over episodes, kept above 0 where every weight is 0."""
+    """Over episodes; never 0, where every weight is."""
     return jnp.maximum(weight.sum(axis=0), jnp.finfo(weight.dtype).tiny)
