@@ -15,7 +15,7 @@ def options(suite: str, name: str) -> dict[str, Any]:
 
 
 def build(suite: str, name: str, sticky: float, **settings: Any) -> Typed:
-    """The environment `name`. ValueError if `sticky` is not a probability or cannot apply."""
+    """The environment `name`. ValueError where `sticky` is not a probability or cannot apply."""
     if not 0.0 <= sticky <= 1.0:
         raise ValueError(f"{name}: sticky={sticky} is outside [0, 1]")
     env, params = gymnax.make(name, **settings)
