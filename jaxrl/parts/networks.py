@@ -85,7 +85,7 @@ def q_network(
     """Q(s, .) of an environment's discrete actions; `kind` is "mlp", or "cnn" for (H, W, C) images.
 
     Raises:
-        ValueError: `kind` is "cnn" and observations are not images; the line names `owner`.
+        ValueError: `kind` is "cnn" and observations are no images; the line names `owner`.
     """
     shape = env.observation_space(env_params).shape
     if kind == "cnn":
