@@ -23,7 +23,7 @@ def options(suite: str, name: str) -> dict[str, Any]:
 
 
 def build(suite: str, name: str, backend: str = "mjx", **settings: Any) -> "BraxEnv":
-    """The environment `name` on one of brax's engines. ValueError for an unknown one."""
+    """The environment `name` on one of brax's engines. ValueError if the engine is unknown."""
     if backend not in _BACKENDS:
         raise ValueError(f"{suite}/{name}: {unknown('backend', backend, _BACKENDS)}")
     with quiet():

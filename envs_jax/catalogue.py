@@ -1,7 +1,6 @@
 """The environments that `make` knows, as a table that needs no environment library to read.
 
-`jaxrl list envs` prints it. tests/envs_jax hold it against
-the real environments.
+`jaxrl list envs` prints it; tests/envs_jax compare it with the real environments.
 """
 
 from collections.abc import Iterable
@@ -105,7 +104,8 @@ def list_envs() -> tuple[str, ...]:
 def describe(id: str) -> dict[str, str]:
     """One row for a listing: id, observation shape, action space and time limit in steps.
 
-    The row holds the default options. ValueError (one line) for an unknown id.
+    The row describes the environment with its default options. ValueError (one line) for an
+    unknown id.
     """
     check_id(id)
     observation, action, time_limit = _TABLE[id]

@@ -27,7 +27,7 @@ def build(suite: str, name: str, sticky: float, **settings: Any) -> Typed:
     if sticky:
         if not isinstance(env.action_space(params), spaces.Discrete):
             raise ValueError(
-                f"{name}: sticky={sticky} needs discrete actions, these are continuous"
+                f"{name}: sticky={sticky} needs discrete actions, but these are continuous"
             )
         env = Sticky(env, sticky)
     return (TypedStep if overrides_step(env) else Typed)(env, name)

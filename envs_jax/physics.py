@@ -23,8 +23,8 @@ from envs_jax.wrappers import finite, strong
 class PhysicsParams:
     """Traced parameters of a physics environment."""
 
-    max_steps_in_episode: jax.Array  # int32 scalar: an episode is truncated after so many steps
-    gravity_scale: jax.Array  # float32 scalar: times the model's own gravity (none in pusher)
+    max_steps_in_episode: jax.Array  # int32 scalar: episodes are truncated after this many steps
+    gravity_scale: jax.Array  # float32 scalar: multiplies the model's own gravity (none in pusher)
 
 
 @struct.dataclass
@@ -78,8 +78,8 @@ class PhysicsEnv(Environment):
     def step_env(
         self, key: jax.Array, state: PhysicsState, action: jax.Array, params: PhysicsParams
     ) -> tuple[jax.Array, PhysicsState, jax.Array, jax.Array, dict[str, Any]]:
-        # brax and playground write into the dicts of the state that they are given: hand over
-        # fresh ones, so that a step outside jit leaves the caller's state alone.
+        # brax and playground write into the dicts of the state passed to them: pass fresh ones, so
+        # that a step outside jit leaves the caller's state alone.
         inner = jax.tree.map(lambda x: x, state.inner)
         inner = strong(self._with_gravity(params.gravity_scale).step(inner, action))
         obs, reward = jnp.asarray(inner.obs, jnp.float32), jnp.asarray(inner.reward, jnp.float32)
@@ -113,7 +113,7 @@ def with_model(env: Any, attribute: str, model: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Imports and builds without four known messages; whatever else is said comes through.
+    """Imports and builds without four known messages; every other message is shown.
 
     They are: warp could not be imported (twice; nothing here uses it), brax is no longer
     maintained (it is pinned for that reason), a MuJoCo deprecation in brax's own model files.

@@ -14,7 +14,7 @@ def strong(tree: Any) -> Any:
     """The same values, every leaf an array that is not weakly typed.
 
     Several environments reset to Python scalars and step to strongly typed arrays: their states
-    would not be of one type, and a jitted step would compile twice.
+    would change type, and a jitted step would compile twice.
     """
     return jax.tree.map(_strong, tree)
 
@@ -31,7 +31,7 @@ def overrides_step(env: Environment) -> bool:
 
 
 def constructor_options(constructor: Any) -> dict[str, Any]:
-    """{name: default} of the arguments that can be given to a class by name."""
+    """{name: default} of the constructor arguments that have a default."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(constructor).parameters.items()
@@ -54,7 +54,7 @@ def finite(
 
 
 class Typed(Environment):
-    """A gymnax environment as agents like it; the wrapper that `make` puts outermost.
+    """A gymnax environment as agents expect it; the outermost wrapper of what `make` returns.
 
     Observations are float32 (discrete ones int32; agents make one-hot vectors of them), rewards
     are float32, and states have the same types after a reset as after a step. Keys and dynamics
@@ -146,7 +146,7 @@ class TypedStep(Typed):
 
 @struct.dataclass
 class StickyState:
-    """The inner state, and the action that the environment received last."""
+    """The inner state, and the last action that the environment received."""
 
     inner: Any
     last_action: jax.Array
@@ -158,10 +158,10 @@ class StickyState:
 
 
 class Sticky(Environment):
-    """Repeats the last action with a fixed probability instead of doing the new one.
+    """Repeats the last action, with a fixed probability, instead of taking the new one.
 
-    As in the Arcade Learning Environment (Machado et al. 2018, arXiv:1709.06009, section 5); an
-    episode's first "last action" is 0, which is the no-op of MinAtar.
+    As in the Arcade Learning Environment (Machado et al. 2018, arXiv:1709.06009, section 5); at
+    the start of an episode the last action is 0, which is MinAtar's no-op.
     """
 
     def __init__(self, env: Environment, probability: float):

@@ -32,6 +32,11 @@ class Network(nn.Module):
         residual_blocks: multi-skip residual blocks on the last hidden width (Park 2026):
             h <- ReLU(h + LN(W2 ReLU(LN(W1 h)))) + g, where g is the body's input.
         output_scale: gain of the head's orthogonal weights.
+
+    >>> network = Network(outputs=2, obs_ndim=1, hidden_sizes=(8,))
+    >>> init = network.init_with_output  # (the output, the parameters)
+    >>> jax.eval_shape(init, jax.random.key(0), jnp.zeros((5, 4)))[0].shape
+    (5, 2)
     """
 
     outputs: int
@@ -144,6 +149,9 @@ def patches_3x3(x: jax.Array) -> jax.Array:
 
     A Dense layer on them is a convolution. XLA's own convolution gradient is slow on CPUs, and a
     vmapped one becomes a grouped convolution, slow everywhere; a matrix product is neither.
+
+    >>> patches_3x3(jnp.zeros((5, 7, 2))).shape
+    (3, 5, 18)
     """
     height, width = x.shape[-3] - 2, x.shape[-2] - 2
     shifts = [(i, j) for i in range(3) for j in range(3)]

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 
 
 class RunningMoments(NamedTuple):
-    """Number, mean and variance of everything seen so far; mean and variance share a shape."""
+    """Number, mean and variance of everything seen so far; mean and variance share a shape.
+
+    >>> moments = RunningMoments.of_shape(()).update(jnp.array([1.0, 3.0]))
+    >>> float(moments.mean), float(moments.var), float(moments.normalize(jnp.array(4.0)))
+    (2.0, 1.0, 2.0)
+    """
 
     seen: jax.Array
     mean: jax.Array
@@ -17,7 +22,7 @@ class RunningMoments(NamedTuple):
 
     @classmethod
     def of_shape(cls, shape: tuple[int, ...]) -> RunningMoments:
-        """Nothing seen yet: normalising with it changes nothing."""
+        """Nothing seen yet: normalising by it only clips."""
         single = jnp.float32  # in x64 mode too
         return cls(jnp.zeros((), single), jnp.zeros(shape, single), jnp.ones(shape, single))
 
@@ -45,13 +50,19 @@ class RunningMoments(NamedTuple):
 
 
 class RewardScale(NamedTuple):
-    """Moments of the discounted return so far of every environment, and those returns (N,)."""
+    """Moments of the discounted return so far of every environment, and those returns (N,).
+
+    >>> rewards, dones = jnp.ones((3, 2)), jnp.zeros((3, 2))
+    >>> RewardScale.of_envs(2).update(rewards, dones, gamma=0.5).returns.tolist()
+    [1.75, 1.75]
+    """
 
     moments: RunningMoments
     returns: jax.Array
 
     @classmethod
     def of_envs(cls, num_envs: int) -> RewardScale:
+        """Nothing seen yet, in any of `num_envs` environments."""
         return cls(RunningMoments.of_shape(()), jnp.zeros((num_envs,), jnp.float32))
 
     def update(self, rewards: jax.Array, dones: jax.Array, gamma: float | jax.Array) -> RewardScale:
@@ -62,8 +73,9 @@ class RewardScale(NamedTuple):
             value = reward + gamma * carry
             return jnp.where(done, 0, value), value
 
-        returns, seen = jax.lax.scan(forward, self.returns, (rewards, dones))
-        return RewardScale(self.moments.update(seen), returns)
+        last, returns = jax.lax.scan(forward, self.returns, (rewards, dones))
+        return RewardScale(self.moments.update(returns), last)
 
     def scale(self, rewards: jax.Array) -> jax.Array:
+        """Rewards divided by the standard deviation of the returns."""
         return self.moments.scale(rewards)

@@ -1,4 +1,4 @@
-"""Learning from a batch: schedules, shuffling, minibatch epochs."""
+"""Learning from a batch: gradient steps, schedules, shuffling, minibatch epochs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def descend(
     """One gradient step down `loss_fn(params) -> (loss, aux)`.
 
     Returns the new parameters, the optimiser's new state, the loss before the step, and `aux`.
+
+    >>> optimizer, params = optax.sgd(0.25), jnp.array(1.0)
+    >>> step = descend(optimizer, lambda x: (x**2, "aux"), params, optimizer.init(params))
+    >>> params, opt_state, loss, aux = step
+    >>> float(params), float(loss), aux
+    (0.5, 1.0, 'aux')
     """
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state)
@@ -45,7 +51,11 @@ def learn_if(
 
 
 def polyak(target: Any, online: Any, tau: float | jax.Array) -> Any:
-    """Target parameters moved by a share `tau` towards the online ones."""
+    """Target parameters moved by a share `tau` towards the online ones.
+
+    >>> polyak({"weight": 0.0}, {"weight": 1.0}, tau=0.25)
+    {'weight': 0.25}
+    """
     return jax.tree.map(lambda old, new: old + tau * (new - old), target, online)
 
 
@@ -60,7 +70,11 @@ def linear_schedule(
     progress: float | jax.Array,
     fraction: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """From `start` to `end` over the first `fraction` of training; progress is in [0, 1]."""
+    """From `start` to `end` over the first `fraction` of training; progress is in [0, 1].
+
+    >>> [round(float(linear_schedule(1.0, 0.2, p, fraction=0.5)), 3) for p in (0, 0.25, 1)]
+    [1.0, 0.6, 0.2]
+    """
     return start + (end - start) * jnp.clip(progress / fraction, 0.0, 1.0)
 
 
@@ -101,6 +115,12 @@ def minibatch_epochs(
             shuffled; each minibatch is gathered when its turn comes.
 
     Returns the carry and what `update` returned, stacked (num_epochs, num_minibatches, ...).
+
+    >>> update = lambda total, rows: (total + rows.sum(), rows.max())
+    >>> key, rows = jax.random.key(0), jnp.arange(6)
+    >>> total, largest = minibatch_epochs(key, update, jnp.int32(0), rows, 2, 3)
+    >>> int(total), largest.shape
+    (30, (2, 3))
     """
     size = jax.tree.leaves(batch)[0].shape[0]
 
@@ -115,5 +135,5 @@ def minibatch_epochs(
 
 
 def epoch_keys(key: jax.Array, num_epochs: int) -> jax.Array:
-    """The keys that shuffle each epoch."""
+    """The keys (num_epochs,) that shuffle each epoch."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_epochs))

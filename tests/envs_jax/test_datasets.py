@@ -108,7 +108,7 @@ def bad(key, index, value):
         (bad("rewards", 7, np.nan), "'rewards' at index 7 is not finite"),
         (bad("observations", (3, 1), np.inf), "'observations' at index 3 is not finite"),
         (bad("next_observations", (2, 0), np.nan), "'next_observations' at index 2"),
-        (bad("actions", 6, 2.5), "'actions' at index 6 are [2.5], outside of the box"),
+        (bad("actions", 6, 2.5), "'actions' at index 6 are [2.5], outside the box"),
         ({"observations": np.zeros((STEPS, 4))}, "'observations' are of shape (4,)"),
         ({"actions": np.zeros((STEPS, 2))}, "'actions' are of shape (2,)"),
         ({k: v[:0] for k, v in arrays().items()}, "holds no steps"),
@@ -133,7 +133,7 @@ def test_discrete_actions_are_whole_numbers_of_the_space():
     assert check([0.0, 1.0, 1.0]).action.dtype == np.int32
     with pytest.raises(ValueError, match="not whole numbers"):
         check([0.5, 1.0, 1.0])
-    with pytest.raises(ValueError, match="'actions' at index 1 are 2, outside of 0 to 1"):
+    with pytest.raises(ValueError, match="'actions' at index 1 are 2, outside 0 to 1"):
         check([0, 2, 1])
 
 
