@@ -47,7 +47,7 @@ def test_a_member_that_does_not_fit_is_an_error():
 def test_bytes_are_read_easily():
     numbers = [0, 5, 1023, 1024, 1536, 2**20, 5 * 2**30, 3 * 2**50]
     texts = ["0 bytes", "5 bytes", "1,023 bytes", "1.0 KiB", "1.5 KiB", "1.0 MiB", "5.0 GiB"]
-    assert [memory.text(x) for x in numbers] == [*texts, "3,072.0 TiB"]
+    assert [memory.readable(x) for x in numbers] == [*texts, "3,072.0 TiB"]
 
 
 def test_there_is_some():

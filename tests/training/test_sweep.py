@@ -213,10 +213,19 @@ def test_evaluation_draws_by_seed_and_member():
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3])
-def test_three_programs_do_it_all(seeds):
+def test_three_programs_do_it_all(seeds, monkeypatch):
     """First states, a chunk, an evaluation: also the memory plan, later chunks, the last test."""
     engine._programs.clear()
+    compiled, seconds = engine.compiled, []
+
+    def timed(*args, **statics):
+        program, took = compiled(*args, **statics)
+        seconds.append(took)
+        return program, took
+
+    monkeypatch.setattr(engine, "compiled", timed)
     population = jaxrl.sweep(toy(), seeds=seeds, evaluations=2, episodes=4)
+    assert population.compile_seconds == pytest.approx(sum(seconds))  # the plan's as well
     population.evaluate(4)
     names = sorted(key[0].__name__ for key in engine._programs)
     assert names == ["chunk", "evaluate_all", "initialise"]
