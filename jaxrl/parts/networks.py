@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import orthogonal
 from jax import lax
-
-from jaxrl import spaces
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 
@@ -71,34 +67,6 @@ class Network(nn.Module):
             inner = nn.relu(nn.LayerNorm()(dense(x.shape[-1], x)))
             x = nn.relu(x + nn.LayerNorm()(dense(x.shape[-1], inner))) + skip
         return nn.Dense(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
-
-
-def q_network(
-    kind: str,
-    env: Any,
-    env_params: Any,
-    owner: str,
-    hidden_sizes: tuple[int, ...],
-    layer_norm: bool,
-    residual_blocks: int = 0,
-) -> Network:
-    """Q(s, .) of an environment's discrete actions; `kind` is "mlp", or "cnn" for (H, W, C) images.
-
-    Raises:
-        ValueError: `kind` is "cnn" and observations are no images; the line names `owner`.
-    """
-    shape = env.observation_space(env_params).shape
-    if kind == "cnn":
-        spaces.require_image(shape, owner)
-    return Network(
-        outputs=spaces.action_size(env.action_space(env_params)),
-        obs_ndim=len(shape),
-        hidden_sizes=hidden_sizes,
-        activation="relu",
-        conv_features=16 if kind == "cnn" else 0,
-        layer_norm=layer_norm,
-        residual_blocks=residual_blocks,
-    )
 
 
 class BatchRenorm(nn.Module):

@@ -1,4 +1,4 @@
-"""ABS: equal to PQN at a fixed length, its gradient in pieces, its scheduler, populations."""
+"""ABS: equal to PQN at a fixed length, its gradient in slices, its scheduler, populations."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import jaxrl
-from agents.value_based.abs import ABS, READINGS, divergence, target_length
-from agents.value_based.pqn import PQN, Batch
+from agents.value_based.abs import ABS, divergence
+from agents.value_based.pqn import PQN
 from jaxrl.agent import Tag, derive
+from jaxrl.loops.q_lambda import Batch
 from jaxrl.parts.optimize import permutation
 from jaxrl.training.members import stack
 from jaxrl.training.placement import Placement
@@ -61,8 +62,8 @@ def test_fixed_length_equals_pqn_bit_for_bit():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [4, 9, 16, 50])
-def test_gradient_in_pieces_is_the_whole_minibatch_gradient(length):
-    """Pieces of 4 rows; with 9 steps the minibatches hold 9 rows, with 50 steps 50 in 3 epochs."""
+def test_gradient_in_slices_is_the_whole_minibatch_gradient(length):
+    """Slices of 4 rows; with 9 steps the minibatches hold 9 rows, with 50 steps 50 in 3 epochs."""
     agent = abs_agent(max_steps=50, total_steps=10_000, learning_rate=0.1)
     state = agent.init(KEY)
     capacity, used = 4 * 50, 4 * length
@@ -82,7 +83,8 @@ def test_gradient_in_pieces_is_the_whole_minibatch_gradient(length):
 
     @jax.jit
     def update(params, opt_state, minibatch):
-        loss, grads = agent.loss_and_grad(params, minibatch, minibatch.target.shape[0])
+        size = minibatch.target.shape[0]
+        loss, grads = agent.loss_and_grad(params, minibatch, size, jnp.ones(size, bool))
         updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(params, updates), opt_state, loss
 
@@ -96,8 +98,23 @@ def test_gradient_in_pieces_is_the_whole_minibatch_gradient(length):
     assert loss == pytest.approx(float(np.mean(losses)), rel=1e-5)
 
 
+def test_rows_that_are_not_valid_count_nothing():
+    agent = abs_agent()
+    params = jax.jit(agent.init)(KEY).params
+    rng = np.random.default_rng(0)
+    obs, target = rng.normal(size=(12, 1)).astype("f"), rng.normal(size=12).astype("f")
+    action = rng.integers(2, size=12)
+    loss_and_grad = jax.jit(agent.loss_and_grad)
+    wrong = Batch(obs, action, np.where(np.arange(12) < 7, target, 1e6).astype("f"))
+    seven = Batch(obs[:7], action[:7], target[:7])
+    actual = loss_and_grad(params, wrong, 7, jnp.arange(12) < 7)
+    assert_close(actual, loss_and_grad(params, seven, 7, jnp.ones(7, bool)), 1e-5)
+    chosen = np.asarray(agent.q_values(params, obs))[np.arange(7), action[:7]]
+    assert actual[0] == pytest.approx(0.5 * np.mean((chosen - target[:7]) ** 2), rel=1e-5)
+
+
 def test_minibatches_of_unequal_size_cover_the_batch():
-    """14 rows in 4 minibatches: 3, 4, 3 and 4 rows in pieces of at most 2."""
+    """14 rows in 4 minibatches: 3, 4, 3 and 4 rows in slices of at most 2."""
     agent = abs_agent(num_envs=2, min_steps=4, max_steps=7, max_grad_norm=1e9)
     state = agent.init(KEY)
     batch = Batch(jnp.ones((14, 1)), jnp.zeros(14, jnp.int32), jnp.arange(14.0))
@@ -131,7 +148,18 @@ def test_divergence_is_the_share_of_changed_greedy_actions():
     [(0.05, 64), (0.95, 16), ((0.05 * 0.95) ** 0.5, 40), (0.0, 64), (1.0, 16)],
 )
 def test_length_that_a_divergence_asks_for(mean, expected):
-    assert target_length(jnp.asarray(mean), 16, 64) == pytest.approx(expected, abs=1e-4)
+    agent = abs_agent(min_steps=16, max_steps=64, total_steps=10_000)
+    assert agent.target_length(jnp.asarray(mean)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_range_of_the_divergence():
+    limits = {"divergence_low": 0.1, "divergence_high": 0.4}
+    agent = abs_agent(min_steps=16, max_steps=64, total_steps=10_000, **limits)
+    lengths = [float(agent.target_length(jnp.asarray(mean))) for mean in (0.05, 0.2, 0.5)]
+    np.testing.assert_allclose(lengths, [64, 40, 16], atol=1e-4)
+    line = "abs: divergence_low=0.4 is not below divergence_high=0.4"
+    with pytest.raises(ValueError, match=line):
+        agent.replace(divergence_low=0.4)
 
 
 def schedule(agent, readings):
@@ -141,7 +169,11 @@ def schedule(agent, readings):
         carry = agent.schedule(*carry, reading)
         return carry, carry[2]
 
-    start = jnp.zeros(READINGS), jnp.zeros((), jnp.int32), jnp.asarray(float(agent.min_steps))
+    start = (
+        jnp.zeros(agent.reading_window),
+        jnp.zeros((), jnp.int32),
+        jnp.asarray(float(agent.min_steps)),
+    )
     (buffer, count, _), lengths = jax.lax.scan(one, start, jnp.asarray(readings, jnp.float32))
     return np.asarray(lengths), np.asarray(buffer), int(count)
 
@@ -167,6 +199,12 @@ def test_schedule_follows_its_equations():
     np.testing.assert_allclose(sorted(buffer), sorted(np.float32(taken[-20:])))
 
 
+def test_a_fixed_length_refuses_what_would_move_it():
+    line = "abs: smoothing=0.5 has no effect with min_steps equal to max_steps; leave it out"
+    with pytest.raises(ValueError, match=line):
+        abs_agent(min_steps=16, smoothing=0.5)
+
+
 def test_fewer_than_ten_readings_keep_the_length():
     agent = abs_agent(min_steps=16, max_steps=64, total_steps=10_000)
     lengths = schedule(agent, [0.0] * 12)[0]
@@ -187,21 +225,13 @@ def test_length_reaches_its_maximum_unless_truncated():
 # Runs whose iterations vary in length -----------------------------------------------------------
 
 
-OFTEN = Match()  # of these tests alone: their programs are traced with other constants
+# A reading each iteration and a length that moves from the second on.
+OFTEN = {"measure_every": 1, "min_readings": 2, "smoothing": 0.5, "total_steps": 1200}
 
 
-@pytest.fixture
-def often(monkeypatch):
-    """A reading each iteration and a length that moves from the second on."""
-    monkeypatch.setattr("agents.value_based.abs.MEASURE_EVERY", 1)
-    monkeypatch.setattr("agents.value_based.abs.FEWEST", 2)
-    monkeypatch.setattr("agents.value_based.abs.SMOOTHING", 0.5)
-
-
-@pytest.mark.usefixtures("often")
 @pytest.mark.slow
 def test_population_of_varying_lengths():
-    agent = abs_agent(OFTEN, total_steps=1200)
+    agent = abs_agent(**OFTEN)
     population = jaxrl.sweep(agent, seeds=5, evaluations=2, episodes=4)
     assert population.history.env_steps.shape[1] <= agent.num_iterations
     last = np.nanmax(population.history.env_steps, axis=1)
@@ -240,9 +270,8 @@ def test_population_of_varying_lengths():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("often")
 def test_going_on_equals_one_long_run():
-    agent = abs_agent(OFTEN, total_steps=1200)
+    agent = abs_agent(**OFTEN)
     whole = jaxrl.train(agent, seed=1)
     first = interrupted(agent, 12, seed=1)
     assert first.iteration == 12
@@ -254,9 +283,8 @@ def test_going_on_equals_one_long_run():
     )
 
 
-@pytest.mark.usefixtures("often")
 def test_a_finished_run_has_nothing_left_to_do():
-    run = jaxrl.train(abs_agent(OFTEN, total_steps=1200))
+    run = jaxrl.train(abs_agent(**OFTEN))
     with pytest.raises(ValueError, match="nothing to do"):
         jaxrl.train(run.agent, start=run)
 

@@ -11,7 +11,7 @@ import jaxrl
 from agents.off_policy.mixturesac import MixtureSAC
 from agents.off_policy.sac import SAC
 from agents.off_policy.softgac import SoftGAC
-from agents.value_based.dqn import DQN, q_targets
+from agents.value_based.dqn import DQN
 from jaxrl.parts import replay
 from jaxrl.training.members import stack
 from jaxrl.training.placement import Placement
@@ -85,28 +85,6 @@ def test_a_table_reaches_the_optimal_q(double):
         optimal[:, 1] = np.append(GAMMA * best[1:], 1.0)
     actual = run.agent.q_values(run.state.learner.params, jnp.eye(env.size))
     np.testing.assert_allclose(actual, optimal, atol=0.03)
-
-
-def test_q_targets():
-    reward, terminated = jnp.array([1.0, 2.0, 3.0]), jnp.array([False, True, False])
-    next_q = jnp.array([[1.0, 5.0], [7.0, 8.0], [4.0, 2.0]])
-    chooser = jnp.array([[3.0, 1.0], [0.0, 1.0], [0.0, 9.0]])
-    np.testing.assert_allclose(
-        q_targets(reward, terminated, next_q, next_q, 0.5), [1 + 2.5, 2, 3 + 2]
-    )
-    np.testing.assert_allclose(
-        q_targets(reward, terminated, next_q, chooser, 0.5), [1 + 0.5, 2, 3 + 1]
-    )
-
-
-def test_double_estimates_are_less_biased_under_noise():
-    """Values of no action differ but for noise: E max is above 0, a second opinion is not."""
-    first, second = jax.random.normal(KEY, (2, 20_000, 10))
-    zeros = jnp.zeros(20_000)
-    plain = q_targets(zeros, zeros, first, first, 1.0).mean()
-    double = q_targets(zeros, zeros, first, second, 1.0).mean()
-    assert plain > 1.4
-    assert abs(double) < 0.03
 
 
 def test_target_network_moves_when_it_should():
