@@ -42,6 +42,18 @@ def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> 
     return jnp.where(explore, random, q.argmax(-1))
 
 
+def project_to_atoms(probs: jax.Array, places: jax.Array, atoms: jax.Array) -> jax.Array:
+    """Mass `probs` (B, M) at `places` (B, M) moved to the evenly spaced `atoms` (A,) around it.
+
+    Returns (B, A). Mass and mean stay, but of what lies outside, which goes to the outermost atom
+    (Bellemare, Dabney & Munos 2017, arXiv:1707.06887, algorithm 1).
+    """
+    gap = atoms[1] - atoms[0]
+    places = jnp.clip(places, atoms[0], atoms[-1])
+    share = 1 - jnp.abs(places[:, None, :] - atoms[None, :, None]) / gap  # (B, to, from)
+    return (jnp.clip(share, 0, 1) * probs[:, None, :]).sum(axis=-1)
+
+
 class Normal(NamedTuple):
     """Diagonal normal over the last axis; `mean`, `log_std` and actions are (..., D).
 
