@@ -127,7 +127,7 @@ def test_a_sweep_records(agent):
     population = jaxrl.sweep(agent, {"env.bonus": [0.0, 5.0]}, seeds=2)
     metrics = population.metrics
     assert metrics["episode_cost"].shape == (4, agent.num_iterations)
-    bonus = population.table["env.bonus"][:, None]
+    bonus = np.array([[row["env.bonus"]] for row in population.table])
     expected = (3.5 + bonus) * metrics["episode_length"] - 4
     np.testing.assert_allclose(metrics["episode_cost"], expected, rtol=1e-5)
     result = population.evaluate(episodes=16)
