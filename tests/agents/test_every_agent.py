@@ -205,7 +205,8 @@ def each(name: str) -> list[tuple[str, Agent, Trace]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_hyperparameter_reaches_the_program_or_is_refused(name):
     for kind, agent, program in each(name):
-        assert not dead(agent, program), kind
+        without_effect = dead(agent, program)
+        assert not without_effect, f"{kind}: {without_effect}"
 
 
 def dead(agent: Agent, program: Trace) -> set[str]:
@@ -366,8 +367,8 @@ def test_every_choice_changes_the_program_and_leaves_nothing_dead(name):
             # A number may be rounded to what it was; a word may not.
             if h.type is str or len(same) == len(others):
                 faults += same
-    assert not faults
-    assert not never_changed
+    assert not faults, "\n".join(faults)
+    assert not never_changed, "no other value was accepted"
 
 
 # Slow: tiny runs --------------------------------------------------------------------------------
