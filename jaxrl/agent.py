@@ -187,12 +187,13 @@ class Agent:
     def _refuse_unused(self) -> None:
         """Raise ValueError where a hyper-parameter that has no effect was changed."""
         why = self.unused()
-        for h in self.hyperparameters():
-            value = getattr(self, h.name)
+        # All fields: also those that a subclass inherits and does not list.
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
             is_concrete = isinstance(value, bool | int | float | str | tuple)
-            if h.name in why and is_concrete and value != h.default:
+            if f.name in why and is_concrete and value != f.default:
                 raise ValueError(
-                    f"{self.name}: {h.name}={value!r} has no effect {why[h.name]}; leave it out"
+                    f"{self.name}: {f.name}={value!r} has no effect {why[f.name]}; leave it out"
                 )
 
     @classmethod

@@ -39,7 +39,9 @@ class Toy(Agent):
         return self.num_envs * self.num_steps
 
     def init(self, key):
-        actors = reset(derive(key, Tag.RESET), self.env, self.env_params, self.num_envs)
+        actors = reset(
+            derive(key, Tag.RESET), self.env, self.env_params, self.num_envs, self.record
+        )
         return ToyState(key, jax.random.normal(derive(key, Tag.INIT)), actors)
 
     def step(self, state, t):

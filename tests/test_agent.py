@@ -194,3 +194,54 @@ def test_keys_differ_by_purpose_and_iteration():
 def test_lists_and_none_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PPO(ENV, PARAMS, **wrong)
+
+
+class Careful(Toy):
+    """Has no use for `size` unless it is `big`; learns in rounds."""
+
+    big: bool = static(False, None, "whether `size` matters")
+    size: int = static(3, "[1, inf)", "of it")
+    weight: float = traced(1.0, "[0, 1]", "of it")
+
+    def unused(self):
+        return {} if self.big else {"size": "without big=True", "weight": "without big=True"}
+
+    @property
+    def unit(self):
+        return "rounds"
+
+
+def test_what_has_no_effect_is_refused_when_changed():
+    line = r"^careful: size=4 has no effect without big=True; leave it out$"
+    for refused in (lambda: Careful(ENV, PARAMS, size=4), lambda: careful().replace(size=4)):
+        with pytest.raises(ValueError, match=line):
+            refused()
+    assert careful(size=3).size == 3  # its default
+    assert careful(big=True, size=4).size == 4
+    with pytest.raises(ValueError, match=r"^careful: weight=0.5 has no effect without big=True"):
+        careful(weight=0.5)
+    # What a program passes through is not known, nor looked at.
+    jax.eval_shape(lambda weight: careful().replace(weight=weight).weight, jnp.ones(()))
+
+
+def careful(**changes):
+    return Careful(ENV, PARAMS, **changes)
+
+
+def test_the_unit_of_steps_is_named():
+    with pytest.raises(ValueError, match=r"is smaller than one iteration of 8 rounds$"):
+        careful(total_steps=7)
+    assert ppo().unit == "environment steps"
+
+
+def test_what_the_engine_asks_of_a_state():
+    agent = Toy(ENV, PARAMS)
+    state = agent.init(jax.random.key(0))
+    assert agent.actors(state) is state.actors
+    other = agent.with_actors(state, "others")
+    assert (other.actors, other.weight) == ("others", state.weight)
+    assert agent.without_replay(state) is state
+    assert agent.actors(()) is None
+    assert Agent.learned(agent, state) == ()  # it has no `params`
+    trained = jax.eval_shape(ppo().init, jax.random.key(0))
+    assert ppo().learned(trained).keys() == {"actor", "critic"}

@@ -81,7 +81,10 @@ class Learner(Agent):
     def unused(self) -> dict[str, str]:
         if self.data is None:
             return {"data_share": "without recorded data"}
-        return {} if self.collects else dict.fromkeys(COLLECTING, "with recorded data alone")
+        if self.collects:
+            return {}
+        names = (*COLLECTING, "data_share") if self.offline_only else COLLECTING
+        return dict.fromkeys(names, "with recorded data alone")
 
     def check(self) -> None:
         super().check()
