@@ -16,6 +16,7 @@ from jaxrl import spaces
 from jaxrl.agent import Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import TanhMixture, take_component
+from jaxrl.parts.losses import td_target
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch, valid_mean
@@ -150,8 +151,8 @@ class MixtureSAC(Learner):
 
         # Critics, towards r + gamma (1 - terminated) V(s').
         next_value = self.soft_value(learner, batch.next_obs, temperature, next_key)
-        discount = self.gamma * (1 - batch.terminated)
-        target = self.reward_scale * batch.reward + discount * next_value
+        reward = self.reward_scale * batch.reward
+        target = td_target(reward, batch.terminated, next_value, self.gamma)
 
         def critic_loss(critics):
             q = self.q_values(critics, batch.obs, batch.action)
@@ -248,8 +249,8 @@ def spread(num_components: int, action_size: int) -> jax.Array:
     Each dimension is rolled by one against the one before, so that they are not all on a diagonal.
     """
     if num_components == 1:
-        return jnp.zeros((1, action_size))
-    places = jnp.linspace(-1.0, 1.0, num_components)
+        return jnp.zeros((1, action_size), jnp.float32)
+    places = jnp.linspace(-1.0, 1.0, num_components, dtype=jnp.float32)
     return jnp.stack([jnp.roll(places, d) for d in range(action_size)], axis=-1)
 
 

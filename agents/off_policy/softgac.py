@@ -21,8 +21,9 @@ from jaxrl.agent import Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.loops.sources import Collected
 from jaxrl.parts.distributions import project_to_atoms
+from jaxrl.parts.losses import td_target
 from jaxrl.parts.networks import BatchRenorm, Network
-from jaxrl.parts.optimize import copy_of, descend, polyak
+from jaxrl.parts.optimize import MISSING, copy_of, descend, learn_if, polyak
 from jaxrl.parts.replay import Batch, valid_mean
 
 UNIT_SCALE_BIAS = math.log(math.e - 1)  # softplus of it is 1
@@ -154,8 +155,9 @@ class SoftGAC(Learner):
     def noise(self, key: jax.Array, shape: tuple[int, ...]) -> Noise:
         """Noise for paths of actions of this shape (..., D)."""
         base_key, step_key = jax.random.split(key)
-        base = jax.random.uniform(base_key, shape, minval=-1.0, maxval=1.0)
-        return Noise(base, jax.random.normal(step_key, (self.bridge_steps, *shape)))
+        base = jax.random.uniform(base_key, shape, jnp.float32, minval=-1.0, maxval=1.0)
+        steps = jax.random.normal(step_key, (self.bridge_steps, *shape), jnp.float32)
+        return Noise(base, steps)
 
     def path(self, actor: Any, obs: jax.Array, noise: Noise) -> tuple[jax.Array, jax.Array]:
         """Actions (..., D) and path costs (...) of the bridge at observations (..., *obs)."""
@@ -172,7 +174,7 @@ class SoftGAC(Learner):
     @property
     def atoms(self) -> jax.Array:
         """The support of the crossq critic's distribution (A,)."""
-        return jnp.linspace(-1.0, 1.0, self.num_atoms) * self.value_bound
+        return jnp.linspace(-1.0, 1.0, self.num_atoms, dtype=jnp.float32) * self.value_bound
 
     def make_twin_critic(self) -> Network:
         return Network(
@@ -253,11 +255,8 @@ class SoftGAC(Learner):
         def move(learner):
             return self.actor_step(learner, batch, actor_key)
 
-        def rest(learner):
-            shapes = jax.eval_shape(move, learner)[1]
-            return learner, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-
-        learner, actor_metrics = lax.cond(n % self.policy_delay == 0, move, rest, learner)
+        due = n % self.policy_delay == 0
+        learner, actor_metrics = learn_if(due, move, learner, missing=MISSING)
         return learner, critic_metrics | actor_metrics
 
     def twin_step(
@@ -269,8 +268,8 @@ class SoftGAC(Learner):
         next_action, next_cost = self.path(learner.actor, batch.next_obs, noise)
         next_q = self.q_values(learner.target_critics, batch.next_obs, next_action).min(axis=0)
         next_value = next_q - temperature * next_cost
-        discount = self.gamma * (1 - batch.terminated)
-        target = self.reward_scale * batch.reward + discount * next_value
+        reward = self.reward_scale * batch.reward
+        target = td_target(reward, batch.terminated, next_value, self.gamma)
 
         def critic_loss(critics):
             q = self.q_values(critics, batch.obs, batch.action)
@@ -294,10 +293,9 @@ class SoftGAC(Learner):
         size, temperature = len(batch.action), jnp.exp(learner.log_temperature)
         noise = self.noise(key, batch.action.shape)
         next_action, next_cost = self.path(learner.actor, batch.next_obs, noise)
-        discount = self.gamma * (1 - batch.terminated)[:, None]
-        places = self.reward_scale * batch.reward[:, None] + discount * (
-            self.atoms - temperature * next_cost[:, None]
-        )
+        reward = self.reward_scale * batch.reward[:, None]
+        next_atoms = self.atoms - temperature * next_cost[:, None]
+        places = td_target(reward, batch.terminated[:, None], next_atoms, self.gamma)
         # Both steps pass the critic as one batch, so that its statistics are those of both.
         inputs = jnp.concatenate(
             [critic_inputs(batch.obs, batch.action), critic_inputs(batch.next_obs, next_action)]

@@ -94,7 +94,7 @@ class AWAC(Learner):
         size = spaces.action_size(self.action_space)
         actor = {"net": self.make_actor().init(actor_key, obs)}
         if not self.discrete:  # a log-deviation that is the same everywhere
-            actor["log_std"] = jnp.zeros(size)
+            actor["log_std"] = jnp.zeros(size, jnp.float32)
         inputs = obs if self.discrete else jnp.zeros((obs.size + size,))
         critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
         return AWACLearner(

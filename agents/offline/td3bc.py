@@ -14,7 +14,7 @@ from jaxrl.agent import Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.losses import td_target
 from jaxrl.parts.networks import Network
-from jaxrl.parts.optimize import copy_of, descend, polyak
+from jaxrl.parts.optimize import MISSING, copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
 
 
@@ -101,7 +101,7 @@ class TD3BC(Learner):
         self, learner: TD3BCLearner, batch: Batch, key: jax.Array, n: jax.Array
     ) -> tuple[TD3BCLearner, dict[str, jax.Array]]:
         # Critics, towards r + gamma min Q'(s', mu'(s') + clipped noise).
-        noise = self.policy_noise * jax.random.normal(key, batch.action.shape)
+        noise = self.policy_noise * jax.random.normal(key, batch.action.shape, jnp.float32)
         noise = jnp.clip(noise, -self.noise_clip, self.noise_clip)
         next_action = jnp.clip(self.act(learner.target_actor, batch.next_obs) + noise, -1, 1)
         next_q = self.q_values(learner.target_critics, batch.next_obs, next_action).min(axis=0)
@@ -137,7 +137,7 @@ class TD3BC(Learner):
             return improved, loss
 
         turn = n % self.policy_delay == 0
-        learner, actor_loss_value = lax.cond(turn, improve, lambda: (learner, jnp.float32(jnp.nan)))
+        learner, actor_loss_value = lax.cond(turn, improve, lambda: (learner, jnp.float32(MISSING)))
         return learner, {
             "critic_loss": critic_loss_value,
             "q_mean": q_mean,

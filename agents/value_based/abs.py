@@ -128,7 +128,7 @@ class ABS(QLambda):
 
     def init(self, key: jax.Array) -> ABSState:
         actors = self.reset_envs(key)
-        params = self.make_network().init(derive(key, Tag.INIT), actors.obs[0])
+        params = self.make_network().init(derive(key, Tag.INIT), self.encode(actors.obs[0]))
         zero = jnp.zeros((), jnp.int32)
         return ABSState(
             key=key,
@@ -136,8 +136,8 @@ class ABS(QLambda):
             opt_state=self.optimizer(0.0).init(params),
             actors=actors,
             env_steps=zero,
-            length=jnp.asarray(float(self.min_steps)),
-            readings=jnp.zeros((self.reading_window,)),
+            length=jnp.asarray(self.min_steps, jnp.float32),
+            readings=jnp.zeros((self.reading_window,), jnp.float32),
             num_readings=zero,
         )
 
@@ -219,7 +219,7 @@ class ABS(QLambda):
             updates, opt_state = optimizer.update(grads, opt_state)
             return optax.apply_updates(params, updates), opt_state, total + loss
 
-        carry = state.params, state.opt_state, jnp.zeros(())
+        carry = state.params, state.opt_state, jnp.zeros((), jnp.float32)
         params, opt_state, total = lax.fori_loop(0, num_epochs, epoch, carry)
         return params, opt_state, total / (num_epochs * self.num_minibatches), num_epochs
 

@@ -79,7 +79,7 @@ class PQN(QLambda):
 
     def init(self, key: jax.Array) -> PQNState:
         actors = self.reset_envs(key)
-        params = self.make_network().init(derive(key, Tag.INIT), actors.obs[0])
+        params = self.make_network().init(derive(key, Tag.INIT), self.encode(actors.obs[0]))
         return PQNState(key, params, self.optimizer(0.0).init(params), actors)
 
     # Update -----------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ from jax import lax
 from jaxrl.agent import Agent, Hyperparameter, Tag, derive, shared, static
 from jaxrl.loops.sources import Collected, CollectedState, Mixed, Recorded, Source
 from jaxrl.parts.normalize import RunningMoments
+from jaxrl.parts.optimize import mean_over_steps
 from jaxrl.parts.replay import Batch, Dataset
 from jaxrl.parts.rollout import Actors
 
+MOST_STEPS = 2**31 - 1  # that a gradient step's number, of 32 bits, can count
 COLLECTING = ("num_envs", "num_steps", "buffer_size", "lean_buffer", "learning_starts")
 
 
@@ -90,6 +92,12 @@ class Learner(Agent):
         super().check()
         if self.offline_only and self.data is None:
             raise ValueError(f"{self.name}: learns from recorded data only: give it --data FILE")
+        gradient_steps = self.num_iterations * self.num_updates
+        if gradient_steps > MOST_STEPS:
+            raise ValueError(
+                f"{self.name}: num_updates={self.num_updates} in {self.num_iterations} iterations "
+                f"are {gradient_steps} gradient steps; at most {MOST_STEPS} can be counted"
+            )
         if self.collects:
             self._check_collecting()
 
@@ -185,7 +193,7 @@ class Learner(Agent):
 
         def learn(learner):
             learner, metrics = lax.scan(gradient_step, learner, jnp.arange(self.num_updates))
-            return learner, jax.tree.map(jnp.nanmean, metrics)
+            return learner, jax.tree.map(mean_over_steps, metrics)
 
         learner, metrics = source.once_ready(t, learn, state.learner)
         return LearnerState(state.key, learner, source_state, moments), metrics | collected

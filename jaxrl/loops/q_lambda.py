@@ -43,7 +43,7 @@ class QLambda(Agent):
     # What a subclass provides -----------------------------------------------------------------
 
     def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
-        """The values (..., A) of all actions at observations (..., *obs)."""
+        """The values (..., A) of all actions at encoded observations (..., *obs)."""
         raise NotImplementedError
 
     # The loop ---------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ class QLambda(Agent):
     def reset_envs(self, key: jax.Array) -> Actors:
         """Environments at the start of a run, from its root key."""
         reset_key = derive(key, Tag.RESET)
-        return reset(reset_key, self.env, self.env_params, self.num_envs, self.record)
+        return reset(reset_key, self.env, self.env_params, self.num_envs, self.reported)
 
     def collect(
         self,
@@ -78,7 +78,7 @@ class QLambda(Agent):
         )
 
         def act(obs, key):
-            q = self.q_values(params, obs)
+            q = self.q_values(params, self.encode(obs))
             action = epsilon_greedy(key, q, epsilon)
             return action, action, {"max_q": q.max(-1)}
 
@@ -96,13 +96,13 @@ class QLambda(Agent):
         """A rollout's steps with their lambda-returns, flattened."""
 
         def value_fn(obs):
-            return self.q_values(params, obs).max(-1)
+            return self.q_values(params, self.encode(obs)).max(-1)
 
         values, ended = steps.extras["max_q"], (steps.terminated, steps.truncated)
         next_values = bootstrap_values(value_fn, values, last_obs, steps.final_obs, *ended, length)
         rewards = self.reward_scale * steps.reward
         target = lambda_returns(rewards, next_values, *ended, self.gamma, self.q_lambda, length)
-        batch = Batch(steps.obs, steps.action, target)
+        batch = Batch(self.encode(steps.obs), steps.action, target)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
     # Acting -----------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class QLambda(Agent):
 
         @memoryless
         def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
-            q = self.q_values(state.params, obs)
+            q = self.q_values(state.params, self.encode(obs))
             return q.argmax(-1) if deterministic else epsilon_greedy(key, q, self.epsilon_end)
 
         return policy

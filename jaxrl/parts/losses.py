@@ -22,15 +22,16 @@ def td_target(
     next_value: jax.Array,
     gamma: float | jax.Array,
 ) -> jax.Array:
-    """r + gamma (1 - terminated) V(s'), shape (B,) (Sutton & Barto 2018, eq. 6.2).
+    """r + gamma V(s'), or r where the step terminated (Sutton & Barto 2018, eq. 6.2).
 
-    A time limit does not terminate.
+    Shapes (B, ...). A time limit does not terminate. The value of a terminal state counts for
+    nothing, even where it is not finite.
 
     >>> reward, terminated = jnp.array([1.0, 2.0]), jnp.array([False, True])
     >>> td_target(reward, terminated, next_value=jnp.array([4.0, 6.0]), gamma=0.5).tolist()
     [3.0, 2.0]
     """
-    return reward + gamma * (1 - terminated) * next_value
+    return reward + jnp.where(terminated, 0, gamma * next_value)
 
 
 def q_targets(

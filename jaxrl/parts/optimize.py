@@ -38,14 +38,40 @@ def descend(
     return optax.apply_updates(params, updates), opt_state, loss, aux
 
 
+# Stands for a metric that a gradient step did not compute. NaN would do, if it did not also stand
+# for a loss that has become NaN, which a mean over gradient steps must not hide.
+MISSING = -3.0e38
+
+
+def mean_over_steps(values: jax.Array) -> jax.Array:
+    """Mean over gradient steps (n, ...) of what is not MISSING; NaN where nothing is there.
+
+    >>> print(mean_over_steps(jnp.array([1.0, MISSING, 3.0])))
+    2.0
+    >>> print(mean_over_steps(jnp.array([1.0, MISSING, jnp.nan])))
+    nan
+    """
+    there = values != MISSING
+    number = there.sum(axis=0)
+    mean = jnp.where(there, values, 0).sum(axis=0) / number
+    return jnp.where(number > 0, mean, jnp.nan)
+
+
 def learn_if(
-    ready: jax.Array, learn: Callable[[Any], tuple[Any, dict[str, jax.Array]]], learner: Any
+    ready: jax.Array,
+    learn: Callable[[Any], tuple[Any, dict[str, jax.Array]]],
+    learner: Any,
+    missing: float = jnp.nan,
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """`learn(learner)` where `ready` (a scalar, never batched), else nothing, with NaN metrics."""
+    """`learn(learner)` where `ready` (a scalar, never batched), else nothing.
+
+    Metrics are `missing` where nothing is learnt: NaN of a whole iteration, MISSING of a gradient
+    step among others.
+    """
 
     def wait(learner: Any) -> tuple[Any, dict[str, jax.Array]]:
         shapes = jax.eval_shape(learn, learner)[1]
-        return learner, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+        return learner, jax.tree.map(lambda x: jnp.full(x.shape, missing, x.dtype), shapes)
 
     return jax.lax.cond(ready, learn, wait, learner)
 
