@@ -22,6 +22,7 @@ from jaxrl import spaces
 from jaxrl.agent import Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import TanhNormal
+from jaxrl.parts.losses import td_target
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch, valid_mean
@@ -223,7 +224,8 @@ class CQL(Learner):
             actions = jax.vmap(dist.sample)(keys)
             q = self.q_of_many(learner.target_critics, batch.next_obs, actions).min(axis=0)
             value = q.max(axis=0)
-        return self.reward_scale * batch.reward + self.gamma * (1 - batch.terminated) * value
+        reward = self.reward_scale * batch.reward
+        return td_target(reward, batch.terminated, value, self.gamma)
 
     def proposals(
         self, learner: CQLLearner, batch: Batch, key: jax.Array

@@ -90,14 +90,14 @@ def assemble(request: Request) -> Experiment:
     settings = settings_of({k: v for k, v in values.items() if k not in fixed}, types, request)
 
     given: dict[str, Any] = {"record": request.record}
-    if recipe:
-        given |= {"total_steps": recipe.steps, **recipe.hyperparameters}
     recording = None
     if request.data is not None:
         if "data" not in {field.name for field in dataclasses.fields(cls)}:
             raise ValueError(f"--data {request.data}: {cls.name} does not learn from recorded data")
         recording = datasets.read(request.data, env, env_params)
         given["data"] = recording.dataset(env, env_params)
+    if recipe:
+        given |= recipe_values(recipe, cls, env, env_params, {**given, **fixed, **settings[0]})
     default_evaluations = 0 if recording is None else EVALUATIONS
     experiment = Experiment(
         agent_name=request.agent,
@@ -114,6 +114,15 @@ def assemble(request: Request) -> Experiment:
     )
     assert experiment.agents  # which checks every setting
     return experiment
+
+
+def recipe_values(
+    recipe: recipes.Recipe, cls: Any, env: Any, env_params: Any, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a recipe sets, without what has no effect with recorded data: its collecting."""
+    unused = build(cls, env, env_params, given).unused() if "data" in given else {}
+    values = {name: x for name, x in recipe.hyperparameters.items() if name not in unused}
+    return {"total_steps": recipe.steps, **values}
 
 
 def texts_of(request: Request, cls: Any) -> dict[str, str]:
