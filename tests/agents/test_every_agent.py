@@ -275,7 +275,7 @@ def other_values(h: Hyperparameter, agent: Agent) -> list[Any]:
     if h.type is int:
         return [v for v in (2 * value, value + 1, value // 2, 1, 2) if v != value]
     finite = value if math.isfinite(value) else 10.0
-    return [v for v in (0.9 * finite, 1.1 * finite, 0.5, 0.05, 1.5) if v != value]
+    return [v for v in (0.9 * finite, 1.1 * finite, 0.5 * finite, 0.5, 0.05, 1.5) if v != value]
 
 
 def changed(agent: Agent, h: Hyperparameter, value: Any) -> Agent | ValueError:
