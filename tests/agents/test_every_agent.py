@@ -25,7 +25,7 @@ import jaxrl
 from envs_jax.datasets import Recording
 from jaxrl import Agent
 from jaxrl.agent import Hyperparameter, Policy, memoryless, static, traced
-from jaxrl.training.members import stack
+from jaxrl.training.members import stack_agents
 from tests.helpers import Toy, assert_close, assert_same, primitives
 from tests.probes import Probe, SignedLimit
 
@@ -329,7 +329,7 @@ def test_branches_survive_vmap(name):
     alone = jax.make_jaxpr(step)(agent, state, jnp.int32(0))
     states = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), state)
     together = jax.make_jaxpr(jax.vmap(step, (agent.axes(), 0, None)))(
-        stack([agent, agent]), states, jnp.int32(0)
+        stack_agents([agent, agent]), states, jnp.int32(0)
     )
     branches = [primitives(program.jaxpr).count("cond") for program in (alone, together)]
     assert branches[0] == branches[1]
@@ -433,7 +433,7 @@ def test_learnt_numbers_and_metrics_are_finite(runs):
 def test_members_are_single_runs(runs):
     settings = [runs.agent, other_settings(runs.agent)]
     together = jax.jit(jax.vmap(jaxrl.fused, in_axes=(runs.agent.axes(), None)))
-    results = together(stack(settings), jax.random.key(2))
+    results = together(stack_agents(settings), jax.random.key(2))
     for i, agent in enumerate(settings):
         alone = runs.fused(agent, jax.random.key(2))
         member = jax.tree.map(lambda x, i=i: x[i], results)
