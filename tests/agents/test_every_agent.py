@@ -40,6 +40,8 @@ TINY = {
     "buffer_size": 64,
     "learning_starts": 16,
     "hidden_sizes": (4,),
+    "normalize_observations": True,
+    "normalize_rewards": True,
 }
 OWN: dict[str, dict[str, Any]] = {
     "abs": {"min_steps": 4, "max_steps": 8},
