@@ -25,7 +25,7 @@ import jaxrl
 from envs_jax.datasets import Recording
 from jaxrl import Agent
 from jaxrl.agent import Hyperparameter, Policy, memoryless, static, traced
-from jaxrl.training.members import stack
+from jaxrl.training.members import stack_agents
 from tests.helpers import Toy, assert_close, assert_same, primitives
 from tests.probes import Probe, SignedLimit
 
@@ -40,6 +40,8 @@ TINY = {
     "buffer_size": 64,
     "learning_starts": 16,
     "hidden_sizes": (4,),
+    "normalize_observations": True,
+    "normalize_rewards": True,
 }
 OWN: dict[str, dict[str, Any]] = {
     "abs": {"min_steps": 4, "max_steps": 8},
@@ -275,7 +277,7 @@ def other_values(h: Hyperparameter, agent: Agent) -> list[Any]:
     if h.type is int:
         return [v for v in (2 * value, value + 1, value // 2, 1, 2) if v != value]
     finite = value if math.isfinite(value) else 10.0
-    return [v for v in (0.9 * finite, 1.1 * finite, 0.5, 0.05, 1.5) if v != value]
+    return [v for v in (0.9 * finite, 1.1 * finite, 0.5 * finite, 0.5, 0.05, 1.5) if v != value]
 
 
 def changed(agent: Agent, h: Hyperparameter, value: Any) -> Agent | ValueError:
@@ -329,7 +331,7 @@ def test_branches_survive_vmap(name):
     alone = jax.make_jaxpr(step)(agent, state, jnp.int32(0))
     states = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), state)
     together = jax.make_jaxpr(jax.vmap(step, (agent.axes(), 0, None)))(
-        stack([agent, agent]), states, jnp.int32(0)
+        stack_agents([agent, agent]), states, jnp.int32(0)
     )
     branches = [primitives(program.jaxpr).count("cond") for program in (alone, together)]
     assert branches[0] == branches[1]
@@ -433,7 +435,7 @@ def test_learnt_numbers_and_metrics_are_finite(runs):
 def test_members_are_single_runs(runs):
     settings = [runs.agent, other_settings(runs.agent)]
     together = jax.jit(jax.vmap(jaxrl.fused, in_axes=(runs.agent.axes(), None)))
-    results = together(stack(settings), jax.random.key(2))
+    results = together(stack_agents(settings), jax.random.key(2))
     for i, agent in enumerate(settings):
         alone = runs.fused(agent, jax.random.key(2))
         member = jax.tree.map(lambda x, i=i: x[i], results)
