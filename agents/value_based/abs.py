@@ -7,6 +7,8 @@ batch is small; as it settles, the batch grows.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -39,9 +41,11 @@ class ABS(QLambda):
 
     The length of a rollout goes from `min_steps` to `max_steps`. Epochs follow it (eq. 10) and the
     number of minibatches stays, so a minibatch grows with the batch. min_steps = max_steps is the
-    fixed-length baseline.
+    fixed-length baseline. The squared error counts half, so that its gradient is Q - target; in the
+    released script it counts whole, which RAdam's step hardly sees.
     """
 
+    total_steps: int = static(20_000_000, "[1, 2147483647]", "environment steps of the whole run")
     epsilon_end: float = traced(0.001, "[0, 1]", "share of random actions once it has decayed")
     num_minibatches: int = static(4, "[1, inf)", "gradient steps per pass; they grow with L")
     learning_rate: float = traced(2.5e-4, "(0, inf)", "RAdam's step size")
@@ -81,6 +85,12 @@ class ABS(QLambda):
             raise ValueError(f"abs: divergence_low={low} is not below divergence_high={high}")
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        most = 2**31 - 1 - self.num_envs * self.max_steps
+        if self.total_steps > most:
+            raise ValueError(f"abs: total_steps={self.total_steps} is more than {most}")
+        readings = 1 + (self.num_iterations - 1) // self.measure_every
+        if self.min_steps < self.max_steps and readings < self.min_readings:
+            _warn_of_standstill(readings, self.min_readings, self.num_iterations)
 
     def unused(self) -> dict[str, str]:
         if self.min_steps < self.max_steps:
@@ -154,7 +164,7 @@ class ABS(QLambda):
 
         def measure(_):
             key = derive(state.key, Tag.MEASURE, t)
-            size = min(self.divergence_states, self.steps_per_iteration)
+            size = min(self.divergence_states, self.num_envs * self.max_steps)
             obs = batch.obs[jax.random.randint(key, (size,), 0, num_samples)]
             return divergence(self.q_values(state.params, obs), self.q_values(params, obs))
 
@@ -262,6 +272,15 @@ class ABS(QLambda):
         low, high = self.divergence_low, self.divergence_high
         share = jnp.log(jnp.clip(mean_divergence, low, high) / low) / jnp.log(high / low)
         return self.max_steps - share * (self.max_steps - self.min_steps)
+
+
+@functools.lru_cache(maxsize=64)  # once, not for each member of a sweep
+def _warn_of_standstill(readings: int, fewest: int, iterations: int) -> None:
+    warnings.warn(
+        f"abs: its length cannot adapt: {iterations} iterations take at most {readings} readings "
+        f"of the divergence, and min_readings={fewest}: take more steps or a smaller measure_every",
+        stacklevel=6,
+    )
 
 
 def divergence(q_old: jax.Array, q_new: jax.Array) -> jax.Array:

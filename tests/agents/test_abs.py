@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxrl
-from agents.value_based.abs import ABS, divergence
+from agents.value_based.abs import ABS, _warn_of_standstill, divergence
 from agents.value_based.pqn import PQN
 from jaxrl.agent import Tag, derive
 from jaxrl.loops.q_lambda import Batch
@@ -297,3 +297,11 @@ def test_divergence_is_measured_in_a_branch():
     args = agents, states, np.int32(0), np.int32(4)
     program = chunk.trace(*args, mesh=mesh, length=4)
     assert "cond" in primitives(program.jaxpr.jaxpr)
+
+
+def test_a_run_too_short_to_adapt_says_so():
+    _warn_of_standstill.cache_clear()
+    with pytest.warns(UserWarning, match="64 iterations take at most 2 readings"):
+        abs_agent(OFTEN, total_steps=64 * 8 * 4, num_envs=4, min_steps=8, measure_every=50)
+    assert ABS.total_steps == 20_000_000  # the published run, in which it does
+    assert 20_000_000 // (128 * 16) // 50 > 10

@@ -167,3 +167,16 @@ def test_defaults_are_not_refused():
 def test_an_agent_of_recorded_data_alone_does_not_declare_collecting():
     names = {h.name for h in BC.hyperparameters()}
     assert not names & {"num_envs", "num_steps", "buffer_size", "learning_starts", "data_share"}
+
+
+def test_a_lean_replay_waits_for_a_second_row():
+    """num_envs steps in the first iteration are enough to learn, but their successors are unknown."""
+    lean = agent(num_envs=16, num_steps=1, lean_buffer=True, total_steps=128)
+    state, first = jax.jit(lean.step)(jax.jit(lean.init)(KEY), jnp.int32(0))
+    assert np.isnan(first["critic_loss"])
+    assert np.isfinite(jax.jit(lean.step)(state, jnp.int32(1))[1]["critic_loss"])
+
+
+def test_more_gradient_steps_than_can_be_counted_are_refused():
+    with pytest.raises(ValueError, match="num_updates=1000000000 in 8 iterations are 8000000000"):
+        agent(num_updates=10**9)

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxrl.parts.optimize import linear_schedule, minibatch_epochs, permutation
+from jaxrl.parts.optimize import (
+    MISSING,
+    learn_if,
+    linear_schedule,
+    mean_over_steps,
+    minibatch_epochs,
+    permutation,
+)
 
 shuffle = jax.jit(permutation, static_argnums=1)
 
@@ -84,3 +91,19 @@ def test_linear_schedule():
     np.testing.assert_allclose(
         linear_schedule(4.0, 0.0, progress), [4, 3.6, 3.2, 1.6, 0, 0], rtol=1e-6
     )
+
+
+def test_a_loss_that_became_nan_shows_in_the_mean_over_gradient_steps():
+    rows = jnp.array([[1.0, MISSING, MISSING], [2.0, 5.0, MISSING], [jnp.nan, 7.0, MISSING]])
+    mean = np.asarray(jax.jit(mean_over_steps)(rows))
+    assert np.isnan(mean[0])  # NaN is a result
+    assert mean[1] == 6.0  # of the steps that there were
+    assert np.isnan(mean[2])  # none: missing
+
+
+def test_learning_waits_until_it_is_ready():
+    learn = lambda x: (x + 1, {"loss": x})  # noqa: E731
+    for ready, missing in ((True, np.nan), (False, np.nan), (False, MISSING)):
+        learner, metrics = learn_if(jnp.asarray(ready), learn, jnp.float32(1), missing)
+        assert learner == 1 + ready
+        np.testing.assert_array_equal(metrics["loss"], 1 if ready else np.float32(missing))
