@@ -170,7 +170,7 @@ def test_an_agent_of_recorded_data_alone_does_not_declare_collecting():
 
 
 def test_a_lean_replay_waits_for_a_second_row():
-    """num_envs steps in the first iteration are enough to learn, but their successors are unknown."""
+    """The first iteration has steps enough to learn from, but not their successors."""
     lean = agent(num_envs=16, num_steps=1, lean_buffer=True, total_steps=128)
     state, first = jax.jit(lean.step)(jax.jit(lean.init)(KEY), jnp.int32(0))
     assert np.isnan(first["critic_loss"])
