@@ -175,6 +175,9 @@ class Agent:
     def __post_init__(self) -> None:
         for hyperparameter in self.hyperparameters():
             value = getattr(self, hyperparameter.name)
+            if type(value).__module__ == "numpy" and not getattr(value, "ndim", 0):
+                value = value.item()  # a NumPy number is as good as Python's
+                object.__setattr__(self, hyperparameter.name, value)
             hyperparameter.check(value, self.name)
             if hyperparameter.type is float and isinstance(value, int):
                 # 1 for 1.0 must not make an integer of a traced number: that is another program.

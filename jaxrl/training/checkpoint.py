@@ -11,7 +11,7 @@ a flipped bit would train on.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import functools
 import json
 import logging
 import os
@@ -31,6 +31,7 @@ from jaxrl.training.hosts import from_numpy, is_key, to_numpy
 from jaxrl.training.members import shared_arrays
 
 HISTORY = "history"
+ENVIRONMENT = "environment's options or wrappers"
 BATCHES = "batches.json"
 
 
@@ -58,6 +59,7 @@ class Checkpoints:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))  # a string is a path too
         if not self.every >= 0:
             raise ValueError(f"checkpoints: every={self.every} must be 0 seconds or more")
         if self.keep < 1:
@@ -105,10 +107,31 @@ def identity(agents: Any, seeds: list[int]) -> dict[str, Any]:
     return fields | {
         "agent": agents.name,
         "environment": agents.env.name,
+        ENVIRONMENT: describe(agents.env),
         "environment parameters": checksum(agents.env_params),
         "recorded data": checksum(recorded) if recorded else None,
         "seeds": seeds,
     }
+
+
+def describe(env: Any) -> dict[str, Any]:
+    """What tells an environment from others of its name: its options, and what it wraps.
+
+    Classes and attributes that are plain values or arrays, of it and of the environments within.
+    """
+    plain: dict[str, Any] = {"class": f"{type(env).__module__}.{type(env).__qualname__}"}
+    for name, value in sorted(vars(env).items()):
+        if isinstance(getattr(type(env), name, None), functools.cached_property):
+            continue  # there once it was asked for
+        if callable(getattr(value, "step", None)) and callable(getattr(value, "reset", None)):
+            plain[name] = describe(value)
+        elif isinstance(value, np.ndarray | jax.Array):
+            plain[name] = checksum(value)
+        elif isinstance(value, bool | int | float | str):
+            plain[name] = value
+        elif isinstance(value, tuple | list):
+            plain[name] = repr(value)
+    return plain
 
 
 def open_store(
@@ -151,6 +174,8 @@ class Store:
         except OSError as error:
             raise ValueError(f"cannot write to {checkpoints.folder}: {error.strerror}") from None
         try:
+            import fcntl  # there is none on Windows
+
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.lock.close()
@@ -319,6 +344,8 @@ def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) 
     about = _opened(manager.restore(step, args=Composite(about=JsonRestore())).about)
     theirs, ours = about["belongs_to"], belongs_to or about["belongs_to"]
     other = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    if ENVIRONMENT in other and ENVIRONMENT not in theirs:
+        other.remove(ENVIRONMENT)  # earlier checkpoints do not say
     if other:
         raise _Foreign(f"saved with another {', '.join(sorted(other))}")
     if about["jax"] != jax.__version__:

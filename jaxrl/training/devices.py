@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -14,17 +15,19 @@ def use_all_cores() -> int:
     Call it before JAX first computes. Without it a population runs on one core. It does nothing
     where JAX finds an accelerator, and leaves a number set before (JAX_NUM_CPU_DEVICES) alone.
 
-    Raises:
-        RuntimeError: JAX has already started with fewer devices.
+    Warns where JAX has already started with fewer devices, as `import gymnax` makes it do.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if jax.config.jax_num_cpu_devices in (None, -1):  # type: ignore[attr-defined]
         try:
             jax.config.update("jax_num_cpu_devices", cores or 1)
-        except RuntimeError as error:
+        except RuntimeError:
             if jax.default_backend() == "cpu" and jax.local_device_count() < (cores or 1):
-                message = "call use_all_cores() first: JAX has already started on one core"
-                raise RuntimeError(message) from error
+                warnings.warn(
+                    f"JAX has already started with {jax.local_device_count()} of {cores} cores: "
+                    "call use_all_cores() before anything computes, also before `import gymnax`",
+                    stacklevel=2,
+                )
     return jax.local_device_count()
 
 

@@ -48,7 +48,7 @@ def plan(members: int, needed: Callable[[int], int], limit: int, shared: int = 0
         return Plan(members, whole, shared, limit, members)
     devices = jax.local_device_count()
     each = max(1.0, (whole - shared) / members)
-    batch = min(members - 1, max(1, int((limit - shared) / each)))
+    batch = max(1, min(members - 1, int((limit - shared) / each)))
     while batch > 1:
         batch -= batch % devices if batch > devices else 0
         if needed(batch) <= limit:

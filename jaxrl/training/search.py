@@ -47,7 +47,7 @@ Space = Mapping[str, Lin | Log | Sequence[Any]]
 
 def grid(space: Space) -> list[dict[str, Any]]:
     """Every combination of the values, the first name varying slowest."""
-    axes = [v.grid() if isinstance(v, Lin | Log) else list(v) for v in space.values()]
+    axes = [v.grid() if isinstance(v, Lin | Log) else list(map(plain, v)) for v in space.values()]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 
@@ -58,9 +58,16 @@ def random_search(space: Space, num: int, seed: int = 0) -> list[dict[str, Any]]
     def draw(axis: Any) -> Any:
         if isinstance(axis, Lin | Log):
             return axis.sample(rng)
-        return axis[int(rng.integers(len(axis)))]
+        return plain(axis[int(rng.integers(len(axis)))])
 
     return [{name: draw(axis) for name, axis in space.items()} for _ in range(num)]
+
+
+def plain(value: Any) -> Any:
+    """A NumPy number as Python's, which JSON can hold and static fields compare."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, tuple | list) else value
 
 
 def settings_of(
@@ -75,10 +82,15 @@ def settings_of(
     if not isinstance(space, Mapping):
         if not space:
             raise ValueError("the list of settings is empty")
-        return [dict(setting) for setting in space]
+        return [{k: plain(v) for k, v in setting.items()} for setting in space]
     for name, values in space.items():
-        empty = values.num < 1 if isinstance(values, Lin | Log) else len(values) == 0
-        if empty:
+        if isinstance(values, Lin | Log):
+            is_empty = values.num < 1
+        elif isinstance(values, str) or not np.iterable(values):
+            raise ValueError(f"{name}={values!r}: give a list of values, jaxrl.Lin or jaxrl.Log")
+        else:
+            is_empty = len(values) == 0
+        if is_empty:
             raise ValueError(f"{name}: the grid is empty")
     return grid(space) if random is None else random_search(space, random)
 

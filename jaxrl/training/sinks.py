@@ -22,8 +22,8 @@ class JsonLines(Callback):
     there is none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
 
     def __call__(self, progress: Progress, states: Any | None) -> None:
         line = {

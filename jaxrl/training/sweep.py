@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -120,11 +121,12 @@ def _members(
     agent: Agent, settings: list[dict[str, Any]], seeds: int | Sequence[int]
 ) -> list[Member]:
     """Every setting with every seed, seeds fastest."""
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not numbers:
+    is_number = isinstance(seeds, numbers.Integral)  # NumPy's too
+    roots = [int(seed) for seed in (range(seeds) if is_number else seeds)]  # type: ignore[arg-type,union-attr]
+    if not roots:
         raise ValueError(f"seeds={seeds!r}: at least one is needed")
     return [
-        Member(override(agent, setting), setting, seed) for setting in settings for seed in numbers
+        Member(override(agent, setting), setting, seed) for setting in settings for seed in roots
     ]
 
 

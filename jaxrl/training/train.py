@@ -79,7 +79,7 @@ def train(
     own = [*guarded(callbacks), OnNaN(on_nan)]
     with closing(own):
         saved = None if start is None else _saved(agent, start)
-        batch = Batch(0, [0], stack_agents([agent]), [seed])
+        batch = Batch(0, [0], stack_agents([agent]), [int(seed)])
         schedule = Schedule(agent.num_iterations, evaluations, episodes, until)
         return train_batch(batch, schedule, own, checkpoints, saved, data_parallel)[0]
 
