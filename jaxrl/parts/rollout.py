@@ -197,10 +197,14 @@ def rollout(
 
     zeros = jnp.zeros_like(actors.episode_return)
     nothing = Episodes(zeros, zeros, zeros, jax.tree.map(jnp.zeros_like, actors.episode_info))
-    carry = (actors, nothing)
+    (actors, episodes), transitions = _scan(body, (actors, nothing), num_steps, length)
+    return actors, transitions, episodes
+
+
+def _scan(body: Any, carry: Any, num_steps: int, length: jax.Array | None) -> tuple[Any, Any]:
+    """`lax.scan` of `body(carry, t)` over steps, of which only the first `length` are taken."""
     if length is None:
-        (actors, episodes), transitions = jax.lax.scan(body, carry, jnp.arange(num_steps))
-        return actors, transitions, episodes
+        return jax.lax.scan(body, carry, jnp.arange(num_steps))
 
     def write(t, carry_and_rows):
         carry, rows = carry_and_rows
@@ -209,8 +213,7 @@ def rollout(
 
     shapes = jax.eval_shape(body, carry, jnp.zeros((), jnp.int32))[1]
     rows = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), shapes)
-    (actors, episodes), transitions = jax.lax.fori_loop(0, length, write, (carry, rows))
-    return actors, transitions, episodes
+    return jax.lax.fori_loop(0, length, write, (carry, rows))
 
 
 def entries(info: dict[str, Any], names: tuple[str, ...]) -> dict[str, jax.Array]:

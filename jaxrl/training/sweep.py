@@ -24,6 +24,7 @@ from jaxrl.training.schedule import Schedule
 from jaxrl.training.search import Space, override, settings_of
 
 
+# Longer than sixty lines because each of its arguments is documented; the body is not.
 def sweep(
     agent: Agent,
     space: Space | Sequence[Mapping[str, Any]] | None = None,

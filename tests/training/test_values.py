@@ -42,7 +42,7 @@ def test_numpy_numbers_are_numbers(tmp_path, run):
 
 def test_one_value_is_not_a_list_of_them():
     for value in (3, "3"):
-        with pytest.raises(ValueError, match="num_envs='?3'?: give a list of values"):
+        with pytest.raises(ValueError, match=r"num_envs='?3'?: give a list of values"):
             jaxrl.sweep(toy(), {"num_envs": value})
 
 
