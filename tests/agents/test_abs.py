@@ -302,6 +302,6 @@ def test_divergence_is_measured_in_a_branch():
 def test_a_run_too_short_to_adapt_says_so():
     _warn_of_standstill.cache_clear()
     with pytest.warns(UserWarning, match="64 iterations take at most 2 readings"):
-        abs_agent(OFTEN, total_steps=64 * 8 * 4, num_envs=4, min_steps=8, measure_every=50)
+        abs_agent(total_steps=64 * 8 * 4, min_steps=8, measure_every=50)
     assert ABS.total_steps == 20_000_000  # the published run, in which it does
     assert 20_000_000 // (128 * 16) // 50 > 10

@@ -143,7 +143,7 @@ def test_a_share_of_each_batch_is_drawn_from_the_newest_rows():
     soft = agent(num_envs=4, newest_steps=8, newest_share=0.5, batch_size=64, learning_starts=4)
     source = soft.source()
     assert (source.newest, source.newest_share) == (2, 0.5)
-    state, _, _ = source.init(KEY)
+    state, _ = source.init(KEY)
     rows = jnp.broadcast_to(jnp.arange(32.0)[:, None, None], (32, 4, 1))
     memory = state.replay._replace(obs=state.replay.obs.at[:32].set(rows))
     batch = source.draw(state._replace(replay=memory), KEY, jnp.int32(31), 64)
