@@ -225,5 +225,5 @@ class RunFolder:
         agent = self.agent(rows[0])
         keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(len(rows), np.uint32))
         like = jax.eval_shape(jax.vmap(agent.init), keys)
-        folder = checkpoint.Checkpoints(self.checkpoints).part(str(batch)).folder
+        folder = checkpoint.Checkpoints(self.checkpoints).of_batch(batch).folder
         return checkpoint.read(folder, like).states

@@ -65,9 +65,9 @@ class Checkpoints:
         if self.keep < 1:
             raise ValueError(f"checkpoints: keep={self.keep} must be at least 1")
 
-    def part(self, name: str) -> Checkpoints:
+    def of_batch(self, number: int) -> Checkpoints:
         """Those of one batch of several."""
-        return dataclasses.replace(self, folder=self.folder / name)
+        return dataclasses.replace(self, folder=self.folder / str(number))
 
     def batch_size(self, number: int, decide: Callable[[], int]) -> int:
         """How many members train at once from batch `number` on.

@@ -95,7 +95,7 @@ def sweep(
             announce(line)
         for batch in _batches(members, programs, size_of):
             schedule = Schedule(batch.agents.num_iterations, evaluations, episodes)
-            folder = checkpoints.part(str(batch.number)) if checkpoints else None
+            folder = checkpoints.of_batch(batch.number) if checkpoints else None
             run = train_batch(batch, schedule, own, folder, data_parallel=data_parallel)
             if batch_size is None and len(batch.members) < batch.program_size:
                 run = dataclasses.replace(run, state=batch.agents.without_replay(run.state))
