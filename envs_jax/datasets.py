@@ -18,14 +18,6 @@ from typing import Any
 
 import numpy as np
 
-# (random, expert) returns of D4RL's reference policies (Fu et al. 2020, arXiv:2004.07219), by the
-# first word of a file's name. They hold for D4RL's own data in its own simulator, nowhere else.
-D4RL_RETURNS = {
-    "halfcheetah": (-280.178953, 12135.0),
-    "hopper": (-20.272305, 3234.3),
-    "walker2d": (1.629008, 4592.3),
-    "ant": (-325.6, 3879.7),
-}
 TOLERANCE = 1e-4  # how far actions may lie outside their box, in half-widths: rounding
 
 
@@ -93,12 +85,23 @@ class Recording:
         )
 
 
-def read(source: str | Path, env: Any, env_params: Any) -> Recording:
+def read(
+    source: str | Path,
+    env: Any,
+    env_params: Any,
+    reference: tuple[float, float] | None = None,
+) -> Recording:
     """A D4RL-style HDF5 file, or `minari:ID`, checked against the environment's spaces.
 
     Steps whose successor is not recorded are left out: without `next_observations`, an episode's
     observations follow each other, and the last step of one that was cut has no successor. Without
-    `timeouts`, an episode is cut when it has reached the environment's time limit.
+    `timeouts`, an episode is cut when it has reached the environment's time limit. With
+    `next_observations`, it is also cut where the next step does not begin where this one led.
+
+    Args:
+        reference: returns of a random and of an expert policy, between which scores are normalised.
+            By default those that the data says of itself: the attributes "random_return" and
+            "expert_return" of a file, "ref_min_score" and "ref_max_score" of a Minari dataset.
 
     Raises:
         ValueError, one line: no such file, not readable, a key missing or of the wrong type or
@@ -109,6 +112,8 @@ def read(source: str | Path, env: Any, env_params: Any) -> Recording:
     else:
         limit = getattr(env_params, "max_steps_in_episode", None)
         recording = _read_hdf5(Path(source), None if limit is None else int(limit))
+    if reference is not None:
+        recording.info.update(random_return=float(reference[0]), expert_return=float(reference[1]))
     _check(str(source), recording, env, env_params)
     return recording
 
@@ -148,6 +153,7 @@ def blank(env: Any, env_params: Any) -> Recording:
     return Recording(obs, action, np.zeros(1, np.float32), flag, flag, obs)
 
 
+REFERENCES = ("random_return", "expert_return")  # between which scores are normalised
 KEYS = {
     "observations": "obs",
     "actions": "action",
@@ -183,9 +189,9 @@ def _read_hdf5(path: Path, limit: int | None) -> Recording:
             raise ValueError(f"{path}: {key!r} has {len(value)} rows, 'rewards' has {steps}")
     if not steps:
         raise ValueError(f"{path}: holds no steps")
-    if "random_return" not in info and path.stem.split("-")[0] in D4RL_RETURNS:
-        reference = D4RL_RETURNS[path.stem.split("-")[0]]
-        info |= dict(zip(("random_return", "expert_return"), reference, strict=True))
+    for key in REFERENCES:
+        if key in info and not isinstance(info[key], int | float):
+            raise ValueError(f"{path}: its attribute {key!r} is {info[key]!r}, not a number")
     obs = _number(arrays["observations"])
     terminated = arrays["terminals"].reshape(-1).astype(bool)
     if "timeouts" in arrays:
@@ -201,7 +207,7 @@ def _read_hdf5(path: Path, limit: int | None) -> Recording:
         _number(arrays["next_observations"]) if "next_observations" in arrays else obs,
         info,
     )
-    return recording if "next_observations" in arrays else _follow(recording)
+    return _cut(recording) if "next_observations" in arrays else _follow(recording)
 
 
 def _read_minari(name: str) -> Recording:
@@ -210,7 +216,8 @@ def _read_minari(name: str) -> Recording:
     except ImportError:
         raise ValueError(f"minari:{name} needs the extra: pip install -e '.[minari]'") from None
     try:
-        episodes = list(minari.load_dataset(name).iterate_episodes())
+        dataset = minari.load_dataset(name)
+        episodes, metadata = list(dataset.iterate_episodes()), dataset.storage.metadata
     except (FileNotFoundError, ValueError, OSError, KeyError) as error:
         raise ValueError(f"minari:{name} cannot be loaded: {error}") from None
     if not sum(len(episode.rewards) for episode in episodes):
@@ -233,8 +240,16 @@ def _read_minari(name: str) -> Recording:
         join([episode.terminations for episode in episodes]).astype(bool),
         join(truncated),
         _number(join([episode.observations[1:] for episode in episodes])),
-        {"env": name},
+        {"env": name} | _references(metadata),
     )
+
+
+def _references(metadata: dict[str, Any]) -> dict[str, float]:
+    """The returns that Minari normalises scores between, where a dataset has them."""
+    scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
+    if any(score is None for score in scores):
+        return {}
+    return dict(zip(REFERENCES, map(float, scores), strict=True))  # type: ignore[arg-type]
 
 
 def _timeouts(terminated: np.ndarray, limit: int | None) -> np.ndarray:
@@ -246,6 +261,16 @@ def _timeouts(terminated: np.ndarray, limit: int | None) -> np.ndarray:
         truncated[i] = limit is not None and length == limit
         length = 0 if end or truncated[i] else length
     return truncated
+
+
+def _cut(recording: Recording) -> Recording:
+    """Mark the ends of episodes that no flag tells of: the next step begins elsewhere."""
+    if recording.obs.shape != recording.next_obs.shape:
+        return recording  # which `_check` refuses
+    led_to, begins = (x.reshape(len(recording), -1) for x in (recording.next_obs, recording.obs))
+    follows = np.isclose(led_to[:-1], begins[1:], rtol=1e-4, atol=1e-6).all(axis=1)
+    elsewhere = np.append(~follows, False) & ~recording.terminated
+    return dataclasses.replace(recording, truncated=recording.truncated | elsewhere)
 
 
 def _follow(recording: Recording) -> Recording:
@@ -314,7 +339,9 @@ def _box(space: Any) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of a box (*shape); a dimension without finite ones is taken as [-1, 1]."""
     low = np.broadcast_to(np.asarray(space.low, np.float32), space.shape)
     high = np.broadcast_to(np.asarray(space.high, np.float32), space.shape)
-    bounded = np.isfinite(low) & np.isfinite(high)
+    from jaxrl.spaces import LARGEST_BOUND
+
+    bounded = (low > -LARGEST_BOUND) & (high < LARGEST_BOUND)
     return np.where(bounded, low, -1), np.where(bounded, high, 1)
 
 

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Request:
         steps: in total per member; None: the recipe's, else the agent's default.
         random: draw this many settings from the ranges instead of taking the grid.
         data: recorded steps to learn from, as `envs_jax.datasets.read` takes them.
+        reference: returns between which their scores are normalised, likewise.
         evaluations: during training; None: none, but EVALUATIONS of a run on recorded data.
         episodes: of the final evaluation, per member.
         record: names in the environment's `info` to sum per episode.
@@ -51,6 +53,7 @@ class Request:
     sweep: bool = False
     random: int | None = None
     data: str | None = None
+    reference: tuple[float, float] | None = None
     evaluations: int | None = None
     episodes: int | None = None
     record: tuple[str, ...] = ()
@@ -69,6 +72,7 @@ def request_of(args: argparse.Namespace) -> Request:
         sweep=args.command == "sweep",
         random=given.get("random"),
         data=given.get("data"),
+        reference=given.get("reference"),
         evaluations=given.get("evaluations"),
         episodes=given.get("episodes"),
         record=given.get("record") or (),
@@ -94,7 +98,7 @@ def assemble(request: Request) -> Experiment:
     if request.data is not None:
         if "data" not in {field.name for field in dataclasses.fields(cls)}:
             raise ValueError(f"--data {request.data}: {cls.name} does not learn from recorded data")
-        recording = datasets.read(request.data, env, env_params)
+        recording = datasets.read(request.data, env, env_params, request.reference)
         given["data"] = recording.dataset(env, env_params)
     if recipe:
         given |= recipe_values(recipe, cls, env, env_params, {**given, **fixed, **settings[0]})
@@ -109,11 +113,17 @@ def assemble(request: Request) -> Experiment:
         evaluations=request.evaluations or default_evaluations,
         episodes=request.episodes or EPISODES,
         recipe=recipe,
-        data=request.data,
+        data=None if request.data is None else absolute(request.data),
+        reference=request.reference,
         recording=recording,
     )
     assert experiment.agents  # which checks every setting
     return experiment
+
+
+def absolute(data: str) -> str:
+    """A file by its whole path, so that its run can be resumed from anywhere."""
+    return data if data.startswith("minari:") else str(Path(data).resolve())
 
 
 def recipe_values(

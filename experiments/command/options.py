@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -45,7 +46,17 @@ def check_resume(args: argparse.Namespace) -> None:
             raise ValueError("the following arguments are required: AGENT, ENV")
         return
     given = [word for word in (args.agent, args.env, *args.settings) if word is not None]
-    for name in ("data", "evaluations", "out", "episodes", "record", "seed", "seeds", "random"):
+    for name in (
+        "data",
+        "reference",
+        "evaluations",
+        "out",
+        "episodes",
+        "record",
+        "seed",
+        "seeds",
+        "random",
+    ):
         if getattr(args, name, None) is not None:
             given.append(f"--{name}")
     if given:
@@ -93,6 +104,12 @@ def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
         "--data",
         metavar="FILE",
         help="learn from recorded steps: an HDF5 file in D4RL's layout, or minari:ID",
+    )
+    add(
+        "--reference",
+        metavar="RANDOM,EXPERT",
+        type=two_numbers,
+        help="returns that scores lie between, as --reference=-20.3,3234.3 (default: the data's)",
     )
     add(
         "--evaluations",
@@ -272,6 +289,17 @@ def nbytes(text: str) -> int:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number of bytes, such as 500M or 8G")
     return value
+
+
+def two_numbers(text: str) -> tuple[float, float]:
+    """Two different numbers joined by a comma."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if low == high or not math.isfinite(low) or not math.isfinite(high):
+        raise argparse.ArgumentTypeError(f"{text} is not two numbers, such as -20.3,3234.3")
+    return low, high
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ def of_experiment(experiment: Experiment, command: str) -> Config:
         "seeds": experiment.seeds,
         "unit": experiment.unit,
         "data": experiment.data,
+        "reference": experiment.reference,
         "evaluations": experiment.evaluations,
         "episodes": experiment.episodes,
         "record": list(agent.record),
@@ -106,7 +107,8 @@ def experiment_of(config: Config) -> Experiment:
     env, env_params = envs_jax.make(config["env"], **config["env_options"])
     values, recording = dict(config["hyperparameters"]), None
     if config["data"] is not None:
-        recording = datasets.read(config["data"], env, env_params)
+        reference = config.get("reference")  # older folders have none
+        recording = datasets.read(config["data"], env, env_params, reference)
         values["data"] = recording.dataset(env, env_params)
     return Experiment(
         agent_name=config["agent"],
@@ -118,6 +120,7 @@ def experiment_of(config: Config) -> Experiment:
         evaluations=config["evaluations"],
         episodes=config["episodes"],
         data=config["data"],
+        reference=config.get("reference"),
         recording=recording,
     )
 

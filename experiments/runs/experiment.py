@@ -27,6 +27,7 @@ class Experiment:
     episodes: int = 64  # per member, of the final evaluation
     recipe: Recipe | None = None
     data: str | None = None  # file or name that the agent learns from
+    reference: tuple[float, float] | None = None  # returns that its scores are normalised between
     recording: Recording | None = None  # what it holds
 
     @cached_property
