@@ -14,6 +14,8 @@ from gymnax.environments import spaces
 import envs_jax
 
 GYMNAX = [id for id in envs_jax.list_envs() if "/" not in id]
+# Their games take long to compile; Breakout stands for them in the fast tests.
+LONG = ("Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar")
 QUICK = {"xla_backend_optimization_level": 0}  # twice as fast to compile, slower to run
 NUM_ENVS, NUM_STEPS, LIMIT = 2, 12, 5
 
@@ -105,7 +107,9 @@ def check_time_limit(data, limit):
         np.testing.assert_array_equal(data["final"][~done, t], data["after"][~done, t])
 
 
-@pytest.mark.parametrize("id", GYMNAX)
+@pytest.mark.parametrize(
+    "id", [pytest.param(id, marks=[pytest.mark.slow] * (id in LONG)) for id in GYMNAX]
+)
 def test_every_gymnax_environment(id):
     env, params = envs_jax.make(id)
     assert env is envs_jax.make(id)[0]

@@ -37,7 +37,7 @@ def assert_member(population, i, run, tolerance):
     assert chosen.iteration == run.iteration
 
 
-@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+@pytest.mark.parametrize("seeds", [1, 3])
 def test_members_equal_single_runs(seeds):
     """Of any number, also one that the two devices do not divide."""
     population = jaxrl.sweep(toy(), {"rate": [0.3, 0.6]}, seeds=seeds)
@@ -96,7 +96,7 @@ def test_static_settings_are_a_program_each():
     assert np.isnan(population.history.metrics["weight"][wide, 16:]).all()
     assert np.isfinite(population.history.metrics["weight"][wide, :16]).all()
     assert np.isfinite(population.history.metrics["weight"][~wide]).all()
-    for i in (1, 2, 6):
+    for i in (1, 2):
         run = alone(population.table[i], iterations=24)
         assert len(run.history.env_steps) == (16 if wide[i] else 24)
         assert_member(population, i, run, 1e-5)
