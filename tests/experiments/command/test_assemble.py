@@ -1,7 +1,9 @@
 """From what is asked for to an experiment."""
 
+import numpy as np
 import pytest
 
+from envs_jax import datasets
 from experiments.command import options
 from experiments.command.assemble import Request, assemble, request_of
 from experiments.runs import recipes
@@ -55,3 +57,20 @@ def test_seeds(words, seeds):
     assert experiment.num_members == len(seeds) * len(experiment.settings)
     steps = experiment.agent.num_iterations * experiment.agent.steps_per_iteration
     assert experiment.total_steps == steps * experiment.num_members
+
+
+def test_a_recipe_leaves_out_what_recorded_data_makes_useless(tmp_path):
+    """CartPole's recipe of DQN says how to collect; learning from a file collects nothing."""
+    path = tmp_path / "set.hdf5"
+    obs, ended = np.zeros((8, 4), np.float32), np.arange(8) == 7
+    rewards, cut = np.ones(8, np.float32), np.zeros(8, bool)
+    datasets.write(path, datasets.Recording(obs, np.arange(8) % 2, rewards, ended, cut, obs))
+    recipe = recipes.find("dqn", "CartPole-v1")
+    assert recipe is not None
+    assert "num_envs" in recipe.hyperparameters
+    experiment = assemble(Request("dqn", "CartPole-v1", data=str(path), steps=1000))
+    assert experiment.agent.unit == "gradient steps"
+    assert experiment.agent.num_envs == type(experiment.agent).num_envs
+    assert experiment.data == str(path.resolve())
+    with pytest.raises(ValueError, match="dqn: num_envs=3 has no effect with recorded data alone"):
+        assemble(Request("dqn", "CartPole-v1", ["num_envs=3"], data=str(path), steps=1000))
