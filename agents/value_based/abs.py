@@ -168,7 +168,9 @@ class ABS(QLambda):
             obs = batch.obs[jax.random.randint(key, (size,), 0, num_samples)]
             return divergence(self.q_values(state.params, obs), self.q_values(params, obs))
 
-        reading = lax.cond(t % self.measure_every == 0, measure, lambda _: jnp.nan, None)
+        reading = lax.cond(
+            t % self.measure_every == 0, measure, lambda _: jnp.float32(jnp.nan), None
+        )
         readings, num_readings, next_length = self.schedule(
             state.readings, state.num_readings, state.length, reading
         )
