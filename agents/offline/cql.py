@@ -141,7 +141,7 @@ class CQL(Learner):
         inputs = jnp.zeros((obs.size + spaces.action_size(self.action_space),))
         critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
         log_temperature = jnp.log(jnp.asarray(self.temperature, jnp.float32))
-        log_factor = jnp.zeros(())
+        log_factor = jnp.zeros((), jnp.float32)
         return CQLLearner(
             actor=actor,
             critics=critics,

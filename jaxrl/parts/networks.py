@@ -89,8 +89,8 @@ class BatchRenorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalise x (B, D)."""
         size = x.shape[-1:]
-        mean = self.variable("batch_stats", "mean", jnp.zeros, size)
-        var = self.variable("batch_stats", "var", jnp.ones, size)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, size, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, size, jnp.float32)
         seen = self.variable("batch_stats", "seen", jnp.zeros, (), jnp.int32)
         scale = self.param("scale", nn.initializers.ones, size)
         bias = self.param("bias", nn.initializers.zeros, size)
