@@ -144,15 +144,6 @@ def test_continuous_actions_are_refused():
 
 
 @pytest.mark.slow
-def test_member_of_a_population_is_a_single_run():
-    agent = pqn(Chain(limit=3), iterations=8)
-    run = jaxrl.train(agent, seed=2)
-    rates = jaxrl.sweep(agent, {"learning_rate": [1e-2, 1e-3, 1e-4]}, seeds=[2])
-    assert_close(rates.select(0).state, run.state, 1e-4)
-    assert_close(rates.select(0).metrics, run.metrics, 1e-3)
-
-
-@pytest.mark.slow
 def test_cartpole():
     env, params = gymnax.make("CartPole-v1")
     agent = PQN(
