@@ -1,4 +1,4 @@
-# make demo: the main job. make test: the tests. Each sets itself up first, into .venv.
+# `make help` lists what there is. Every target sets itself up first, into .venv.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
 	&& { echo $$p; break; }; done)
@@ -6,9 +6,13 @@ BIN := .venv/bin
 DONE := .venv/.set-up
 DEMO := runs/demo
 
-.PHONY: setup demo test lint format constraints
+.PHONY: help setup demo test slow bench lint format constraints
 
-setup: $(DONE)
+help:  ## list the targets (the default)
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | \
+		while read -r make target text; do printf '  %s %-12s %s\n' "$$make" "$$target" "$$text"; done
+
+setup: $(DONE)  ## install everything into .venv, with uv where there is one, else with pip
 
 # Re-done only when what is to be installed changes. `--clear`d: a half-made .venv is no start.
 $(DONE): pyproject.toml constraints.txt
@@ -25,23 +29,30 @@ $(DONE): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
-demo: setup
+demo: setup  ## the main job: PPO on CartPole-v1, 16 learning rates x 4 seeds
 	@rm -rf $(DEMO)
 	$(BIN)/jaxrl sweep ppo CartPole-v1 learning_rate=log:1e-4:1e-2:16 --seeds 4 --steps 100000 --out $(DEMO)
 
-test: setup
+test: setup  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: setup
+slow: setup  ## the slow tests alone
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --timeout 1800
+
+bench: setup  ## speed, measured (no rows yet)
+	@echo "no benchmarks yet: their rows come with the benchmark issue"
+
+lint: setup  ## style, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
-format: setup
+format: setup  ## put the style right where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # Exact versions of the core and the dev extra for every Python that is supported (needs uv).
-constraints:
+constraints:  ## pin exact versions anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --quiet \
 		--extra dev --output-file constraints.txt pyproject.toml

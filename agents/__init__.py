@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
+import ast
 import importlib
+from pathlib import Path
 
 AGENTS = {
     "ppo": "on_policy.ppo:PPO",
@@ -29,12 +30,18 @@ def get(name: str) -> type:
         ValueError: no agent has that name; the line names the nearest ones.
     """
     if name not in AGENTS:
-        near = difflib.get_close_matches(name.lower(), AGENTS, n=3, cutoff=0.3) or list(AGENTS)
-        raise ValueError(f"unknown agent {name!r}; did you mean {' or '.join(near)}?")
+        from jaxrl.words import did_you_mean  # imports JAX, which the listing does without
+
+        hint = did_you_mean(name, AGENTS, "`jaxrl list agents` shows all")
+        raise ValueError(f"unknown agent {name!r}; {hint}")
     module, cls = AGENTS[name].split(":")
     return getattr(importlib.import_module(f"agents.{module}"), cls)
 
 
 def describe(name: str) -> str:
-    """What an agent is: the first line of its class's docstring."""
-    return (get(name).__doc__ or "").splitlines()[0]
+    """What an agent is: the first line of its class's docstring, read without importing JAX."""
+    module, cls = AGENTS[name].split(":")
+    path = Path(__file__).parent / f"{module.replace('.', '/')}.py"
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    docstring = next(ast.get_docstring(node) for node in classes if node.name == cls)
+    return (docstring or "").partition("\n")[0]

@@ -1,10 +1,10 @@
-"""Environments: one `make(id)` for four suites, all of them speaking gymnax 1.0's interface.
+"""Environments: one `make(id)` for four suites, all with gymnax 1.0's interface.
 
     env, env_params = envs_jax.make("CartPole-v1")
     env, env_params = envs_jax.make("brax/hopper", backend="generalized")
 
-A user's own gymnax environment needs nothing from here: agents take any `(env, env_params)`.
-Importing this package imports no environment library; `make` imports the suite asked for.
+A gymnax environment of your own needs nothing from here: agents take any `(env, env_params)`.
+Importing this package imports no environment library; `make` imports the suite it needs.
 """
 
 import importlib
@@ -21,29 +21,35 @@ _RESETS = ("fresh", "pool", "cached")
 def make(id: str, **options: Any) -> tuple[Any, Any]:
     """An environment and its default parameters, a dataclass of traced arrays.
 
-    Two calls with the same arguments give the same `env` object, so that a program compiled for
-    one is reused for the other, and parameters of their own.
+    Two calls with the same arguments return the same `env` object, so that a program compiled for
+    one is reused for the other, and separate copies of its parameters.
 
     Options of every suite: `resets` ("fresh": a reset for every finished episode, gymnax's
-    default; "pool": from `pool_size` (16) resets drawn once per iteration, the default of the
-    physics suites, whose resets are slow; "cached": back to the environment's own first state).
+    default; "pool": from `pool_size` (16) resets that every iteration draws anew, in whole or in
+    part, the default of the physics suites, whose resets are slow; "cached": back to the
+    environment's own first state); `end_broken`: a step to an observation or a reward that is not
+    finite ends its episode, with reward 0 (the physics suites' default).
     gymnax: `sticky` (0.0), the probability of repeating the last action (discrete actions only).
     brax: `backend` ("spring", "generalized", "positional" or "mjx"). playground: `impl` ("jax"
     or "warp"). gymnax and brax also take the arguments of the environment's own constructor.
 
-    ValueError, one line: unknown id, option or choice; a value out of range; playground missing.
+    Raises:
+        ValueError, one line: unknown id, option or choice; a value out of range; playground not
+            installed.
     """
     check_id(id)
     suite, _, name = id.rpartition("/")
     module = importlib.import_module(f"envs_jax.{_MODULES[suite]}")
-    known = module.options(suite, name)
+    defaults = module.options(suite, name)
     for option in options:
-        if option not in known:
-            raise ValueError(f"{id}: {unknown('option', option, known)}")
-    # Filled in, so that a default given by name is the same environment as one left out.
-    filled = {option: _hashable(value) for option, value in (known | options).items()}
+        if option not in defaults:
+            raise ValueError(f"{id}: {unknown('option', option, defaults)}")
+    # Defaults are filled in, so that one passed by name gives the same environment as one omitted.
+    filled = {option: _hashable(value) for option, value in (defaults | options).items()}
     if filled["resets"] not in _RESETS:
         raise ValueError(f"{id}: {unknown('resets', filled['resets'], _RESETS)}")
+    if not isinstance(filled["end_broken"], bool):
+        raise ValueError(f"{id}: end_broken={filled['end_broken']} is not true or false")
     if not isinstance(filled["pool_size"], int) or filled["pool_size"] < 1:
         raise ValueError(f"{id}: pool_size={filled['pool_size']} is not a whole number from 1 up")
     try:
@@ -64,10 +70,11 @@ _MODULES = {
 @cache
 def _build(build: Any, id: str, options: tuple[tuple[str, Any], ...]) -> Any:
     settings = dict(options)
-    resets, pool_size = settings.pop("resets"), settings.pop("pool_size")
+    own = {name: settings.pop(name) for name in ("resets", "pool_size", "end_broken")}
     suite, _, name = id.rpartition("/")
     env = build(suite, name, **settings)
-    env.resets, env.pool_size = resets, pool_size
+    for name_of_option, value in own.items():
+        setattr(env, name_of_option, value)
     return env
 
 

@@ -19,11 +19,11 @@ def options(suite: str, name: str) -> dict[str, Any]:
     own = constructor_options(brax.envs._envs[name])
     del own["backend"]
     backend = {"backend": _BACKENDS[0]} if suite == "brax" else {}
-    return {"resets": "pool", "pool_size": 16} | backend | own
+    return {"resets": "pool", "pool_size": 16, "end_broken": True} | backend | own
 
 
 def build(suite: str, name: str, backend: str = "mjx", **settings: Any) -> "BraxEnv":
-    """The environment `name` on one of brax's engines. ValueError for an unknown one."""
+    """The environment `name` on one of brax's engines. ValueError if the engine is unknown."""
     if backend not in _BACKENDS:
         raise ValueError(f"{suite}/{name}: {unknown('backend', backend, _BACKENDS)}")
     with quiet():

@@ -1,13 +1,11 @@
 """The environments that `make` knows, as a table that needs no environment library to read.
 
-`jaxrl list envs` prints it. tests/envs_jax hold it against
-the real environments.
+`jaxrl list envs` prints it; tests/envs_jax compare it with the real environments.
 """
 
-import difflib
 from collections.abc import Iterable
 
-# id -> (observation, action, time limit in steps). Observations are float32 arrays.
+# id -> (observation, action, time limit in steps). Observations are float32, discrete ones int32.
 _GYMNAX = {
     "CartPole-v1": ("(4,)", "Discrete(2)", "500"),
     "Pendulum-v1": ("(3,)", "Box(-2, 2, (1,))", "200"),
@@ -33,7 +31,7 @@ _GYMNAX = {
     "Reacher-misc": ("(8,)", "Box(-1, 1, (2,))", "100"),
     "Swimmer-misc": ("(16,)", "Box(-1, 1, (2,))", "500"),
     "Pong-misc": ("(30, 40, 3)", "Discrete(3)", "1000"),
-    "FrozenLake-misc": ("(16,)", "Discrete(4)", "100"),
+    "FrozenLake-misc": ("Discrete(16)", "Discrete(4)", "100"),
 }
 
 # name -> (size of the observation vector, size of the action vector in [-1, 1])
@@ -106,7 +104,8 @@ def list_envs() -> tuple[str, ...]:
 def describe(id: str) -> dict[str, str]:
     """One row for a listing: id, observation shape, action space and time limit in steps.
 
-    The row holds the default options. ValueError (one line) for an unknown id.
+    The row describes the environment with its default options. ValueError (one line) for an
+    unknown id.
     """
     check_id(id)
     observation, action, time_limit = _TABLE[id]
@@ -122,13 +121,8 @@ def check_id(id: str) -> None:
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
-    """A one-line message: what was not known, and the nearest names (all where none is near)."""
-    by_lower_case = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(str(given).lower(), by_lower_case, n=3, cutoff=0.5)
-    if near:
-        return (
-            f"unknown {what} {given!r}; did you mean {', '.join(by_lower_case[n] for n in near)}?"
-        )
-    if len(by_lower_case) > 20:
-        return f"unknown {what} {given!r}; `jaxrl list envs` shows all"
-    return f"unknown {what} {given!r}; known: {', '.join(sorted(by_lower_case.values()))}"
+    """A one-line message: what was not known, and what may have been meant."""
+    from jaxrl.words import did_you_mean  # imports JAX, which the listing does without
+
+    otherwise = "`jaxrl list envs` shows all" if what == "environment" else ""
+    return f"unknown {what} {given!r}; {did_you_mean(str(given), sorted(known), otherwise)}"

@@ -3,8 +3,8 @@
     recording = datasets.read("hopper-medium.hdf5", env, env_params)
     data = recording.dataset(env, env_params)  # on the device, for an agent's `data`
 
-Files have D4RL's layout: `observations`, `actions`, `rewards`, `terminals`, and, which D4RL's own
-do not all have, `timeouts` and `next_observations`. Minari datasets are read by `minari:ID` (extra
+Files have D4RL's layout: `observations`, `actions`, `rewards`, `terminals`, and two that not all of
+D4RL's own have: `timeouts` and `next_observations`. Minari datasets are read by `minari:ID` (extra
 `minari`).
 """
 
@@ -18,15 +18,7 @@ from typing import Any
 
 import numpy as np
 
-# (random, expert) returns of D4RL's reference policies (Fu et al. 2020, arXiv:2004.07219), by the
-# first word of a file's name. They hold for D4RL's own data in its own simulator, nowhere else.
-D4RL_RETURNS = {
-    "halfcheetah": (-280.178953, 12135.0),
-    "hopper": (-20.272305, 3234.3),
-    "walker2d": (1.629008, 4592.3),
-    "ant": (-325.6, 3879.7),
-}
-TOLERANCE = 1e-4  # of actions outside their box, in its half-width: single precision's
+TOLERANCE = 1e-4  # how far actions may lie outside their box, in half-widths: rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +30,8 @@ class Recording:
         terminated, truncated: the episode ended in a terminal state, or was cut there. The last
             step of an episode has one of them or both.
         next_obs: the observation the step led to, before any reset.
-        info: what the file says of itself: "env", "kind", "policy", "seeds", and "random_return"
-            and "expert_return", between which scores are normalised.
+        info: what the file says about itself: "env", "kind", "policy", "seeds", and
+            "random_return" and "expert_return", between which scores are normalised.
     """
 
     obs: np.ndarray
@@ -55,17 +47,17 @@ class Recording:
 
     @property
     def episode(self) -> np.ndarray:
-        """The number of the episode that each step is from (M,)."""
+        """The number of each step's episode (M,), from 0."""
         ended = self.terminated | self.truncated
         return np.concatenate([[0], np.cumsum(ended[:-1])]).astype(np.int64)
 
     @property
     def episode_returns(self) -> np.ndarray:
-        """Undiscounted returns, one for each episode."""
+        """Undiscounted returns, one per episode."""
         return np.bincount(self.episode, self.reward.astype(np.float64))
 
     def score(self, returns: Any) -> np.ndarray | None:
-        """100 (R - random) / (expert - random), or None where the reference returns are unknown."""
+        """100 (R - random) / (expert - random), or None if the reference returns are unknown."""
         low, high = self.info.get("random_return"), self.info.get("expert_return")
         if low is None or high is None or high == low:
             return None
@@ -93,30 +85,44 @@ class Recording:
         )
 
 
-def read(source: str | Path, env: Any, env_params: Any) -> Recording:
+def read(
+    source: str | Path,
+    env: Any,
+    env_params: Any,
+    reference: tuple[float, float] | None = None,
+) -> Recording:
     """A D4RL-style HDF5 file, or `minari:ID`, checked against the environment's spaces.
 
     Steps whose successor is not recorded are left out: without `next_observations`, an episode's
     observations follow each other, and the last step of one that was cut has no successor. Without
-    `timeouts`, an episode is cut when it has lasted as long as the environment lets it.
+    `timeouts`, an episode is cut when it has reached the environment's time limit. With
+    `next_observations`, it is also cut where the next step does not begin where this one led.
+
+    Args:
+        reference: returns of a random and of an expert policy, between which scores are normalised.
+            By default those that the data says of itself: the attributes "random_return" and
+            "expert_return" of a file, "ref_min_score" and "ref_max_score" of a Minari dataset.
 
     Raises:
         ValueError, one line: no such file, not readable, a key missing or of the wrong type or
-            length, numbers that are not finite, actions outside of their box, nothing in it.
+            length, numbers that are not finite, actions outside their box, no steps.
     """
     if str(source).startswith("minari:"):
         recording = _read_minari(str(source)[len("minari:") :])
     else:
         limit = getattr(env_params, "max_steps_in_episode", None)
         recording = _read_hdf5(Path(source), None if limit is None else int(limit))
+    if reference is not None:
+        recording.info.update(random_return=float(reference[0]), expert_return=float(reference[1]))
     _check(str(source), recording, env, env_params)
     return recording
 
 
 def write(path: Path, recording: Recording) -> None:
-    """Write a file in D4RL's layout, which `read` gives back as it was; replaced at once, or not.
+    """Write a file in D4RL's layout, from which `read` restores the recording.
 
-    Raises: ValueError, one line, where it cannot be written.
+    The file is replaced as a whole or not at all. Raises ValueError (one line) if it cannot be
+    written.
     """
     import h5py
 
@@ -136,7 +142,7 @@ def write(path: Path, recording: Recording) -> None:
 
 
 def blank(env: Any, env_params: Any) -> Recording:
-    """One step of zeros: what an agent needs to know the shapes of, where it will not learn."""
+    """One step of zeros: data of the right shapes for an agent that will act but not learn."""
     from jaxrl import spaces
 
     shape = env.observation_space(env_params).shape
@@ -147,6 +153,7 @@ def blank(env: Any, env_params: Any) -> Recording:
     return Recording(obs, action, np.zeros(1, np.float32), flag, flag, obs)
 
 
+REFERENCES = ("random_return", "expert_return")  # between which scores are normalised
 KEYS = {
     "observations": "obs",
     "actions": "action",
@@ -164,59 +171,60 @@ def _read_hdf5(path: Path, limit: int | None) -> Recording:
         raise ValueError(f"{path}: no such file")
     try:
         with h5py.File(path) as file:
-            found = {k: np.asarray(file[k]) for k in KEYS if k in file}
+            arrays = {k: np.asarray(file[k]) for k in KEYS if k in file}
             info = {k: _plain(v) for k, v in file.attrs.items()}
     except (OSError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path}: not a readable HDF5 file ({error})") from None
     for key in ("observations", "actions", "rewards", "terminals"):
-        if key not in found:
+        if key not in arrays:
             raise ValueError(f"{path}: has no {key!r}; D4RL's layout has {', '.join(KEYS)}")
-    for key, value in found.items():
+    for key, value in arrays.items():
         if value.dtype.kind not in "fiub":
             raise ValueError(f"{path}: {key!r} holds {value.dtype}, not numbers")
         if value.ndim == 0:
             raise ValueError(f"{path}: {key!r} has no rows")
-    steps = len(found["rewards"])
-    for key, value in found.items():
+    steps = len(arrays["rewards"])
+    for key, value in arrays.items():
         if len(value) != steps:
             raise ValueError(f"{path}: {key!r} has {len(value)} rows, 'rewards' has {steps}")
     if not steps:
         raise ValueError(f"{path}: holds no steps")
-    if "random_return" not in info and path.stem.split("-")[0] in D4RL_RETURNS:
-        known = D4RL_RETURNS[path.stem.split("-")[0]]
-        info |= dict(zip(("random_return", "expert_return"), known, strict=True))
-    obs = _number(found["observations"])
-    terminated = found["terminals"].reshape(-1).astype(bool)
-    if "timeouts" in found:
-        truncated = found["timeouts"].reshape(-1).astype(bool)
+    for key in REFERENCES:
+        if key in info and not isinstance(info[key], int | float):
+            raise ValueError(f"{path}: its attribute {key!r} is {info[key]!r}, not a number")
+    obs = _number(arrays["observations"])
+    terminated = arrays["terminals"].reshape(-1).astype(bool)
+    if "timeouts" in arrays:
+        truncated = arrays["timeouts"].reshape(-1).astype(bool)
     else:
         truncated = _timeouts(terminated, limit)
     recording = Recording(
         obs,
-        _number(found["actions"]),
-        found["rewards"].reshape(-1).astype(np.float32),
+        _number(arrays["actions"]),
+        arrays["rewards"].reshape(-1).astype(np.float32),
         terminated,
         truncated,
-        _number(found["next_observations"]) if "next_observations" in found else obs,
+        _number(arrays["next_observations"]) if "next_observations" in arrays else obs,
         info,
     )
-    return recording if "next_observations" in found else _follow(recording)
+    return _cut(recording) if "next_observations" in arrays else _follow(recording)
 
 
 def _read_minari(name: str) -> Recording:
     try:
         import minari
     except ImportError:
-        raise ValueError(f"minari:{name} needs the extra: pip install 'jaxrl[minari]'") from None
+        raise ValueError(f"minari:{name} needs the extra: pip install -e '.[minari]'") from None
     try:
-        episodes = list(minari.load_dataset(name).iterate_episodes())
+        dataset = minari.load_dataset(name)
+        episodes, metadata = list(dataset.iterate_episodes()), dataset.storage.metadata
     except (FileNotFoundError, ValueError, OSError, KeyError) as error:
         raise ValueError(f"minari:{name} cannot be loaded: {error}") from None
     if not sum(len(episode.rewards) for episode in episodes):
         raise ValueError(f"minari:{name}: holds no steps")
     for episode in episodes:
         if not isinstance(episode.observations, np.ndarray):
-            raise ValueError(f"minari:{name}: observations of several parts are not supported")
+            raise ValueError(f"minari:{name}: only observations that are one array are supported")
 
     def join(parts: list[Any]) -> np.ndarray:
         return np.concatenate([np.asarray(part) for part in parts])
@@ -224,7 +232,7 @@ def _read_minari(name: str) -> Recording:
     truncated = [np.array(episode.truncations, bool) for episode in episodes]
     for episode, cut in zip(episodes, truncated, strict=True):
         if len(cut) and not (cut[-1] or episode.terminations[-1]):
-            cut[-1] = True  # the recording stopped: the next row is another episode's
+            cut[-1] = True  # the recording stopped: the next row belongs to another episode
     return Recording(
         _number(join([episode.observations[:-1] for episode in episodes])),
         _number(join([episode.actions for episode in episodes])),
@@ -232,12 +240,20 @@ def _read_minari(name: str) -> Recording:
         join([episode.terminations for episode in episodes]).astype(bool),
         join(truncated),
         _number(join([episode.observations[1:] for episode in episodes])),
-        {"env": name},
+        {"env": name} | _references(metadata),
     )
 
 
+def _references(metadata: dict[str, Any]) -> dict[str, float]:
+    """The returns that Minari normalises scores between, where a dataset has them."""
+    scores = [metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
+    if any(score is None for score in scores):
+        return {}
+    return dict(zip(REFERENCES, map(float, scores), strict=True))  # type: ignore[arg-type]
+
+
 def _timeouts(terminated: np.ndarray, limit: int | None) -> np.ndarray:
-    """Where episodes are cut that nobody marked: at the limit, counted from the last end."""
+    """Where unmarked episodes were cut: at the limit, counted from the last end."""
     truncated = np.zeros(len(terminated), bool)
     length = 0
     for i, end in enumerate(terminated):
@@ -247,20 +263,30 @@ def _timeouts(terminated: np.ndarray, limit: int | None) -> np.ndarray:
     return truncated
 
 
+def _cut(recording: Recording) -> Recording:
+    """Mark the ends of episodes that no flag tells of: the next step begins elsewhere."""
+    if recording.obs.shape != recording.next_obs.shape:
+        return recording  # which `_check` refuses
+    led_to, begins = (x.reshape(len(recording), -1) for x in (recording.next_obs, recording.obs))
+    follows = np.isclose(led_to[:-1], begins[1:], rtol=1e-4, atol=1e-6).all(axis=1)
+    elsewhere = np.append(~follows, False) & ~recording.terminated
+    return dataclasses.replace(recording, truncated=recording.truncated | elsewhere)
+
+
 def _follow(recording: Recording) -> Recording:
-    """Each observation's successor taken from the next row; without the steps that have none."""
+    """Take each observation's successor from the next row; leave out the steps that have none."""
     next_obs = np.concatenate([recording.obs[1:], recording.obs[-1:]])
-    kept = recording.terminated | ~recording.truncated
-    kept[-1] = recording.terminated[-1]
+    usable = recording.terminated | ~recording.truncated
+    usable[-1] = recording.terminated[-1]
     # An episode whose cut step is left out is cut one step earlier.
-    truncated = np.concatenate([~kept[1:], [False]]) & ~recording.terminated
+    truncated = np.concatenate([~usable[1:], [False]]) & ~recording.terminated
     return Recording(
-        recording.obs[kept],
-        recording.action[kept],
-        recording.reward[kept],
-        recording.terminated[kept],
-        truncated[kept],
-        next_obs[kept],
+        recording.obs[usable],
+        recording.action[usable],
+        recording.reward[usable],
+        recording.terminated[usable],
+        truncated[usable],
+        next_obs[usable],
         recording.info,
     )
 
@@ -274,10 +300,10 @@ def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None
     keys = {field: key for key, field in KEYS.items()}
     shape = env.observation_space(env_params).shape
     for field in ("obs", "next_obs"):
-        found = getattr(recording, field).shape[1:]
-        if found != shape:
+        recorded = getattr(recording, field).shape[1:]
+        if recorded != shape:
             raise ValueError(
-                f"{source}: {keys[field]!r} are of shape {found}, those of {env.name} of {shape}"
+                f"{source}: {keys[field]!r} are of shape {recorded}, those of {env.name} of {shape}"
             )
     for field in ("obs", "action", "reward", "next_obs"):
         values = getattr(recording, field)
@@ -288,7 +314,7 @@ def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None
     if spaces.is_discrete(space):
         whole = action.ndim == 1 and bool((action == np.round(action)).all())
         if not whole:
-            raise ValueError(f"{source}: 'actions' are not whole numbers, as {env.name} wants them")
+            raise ValueError(f"{source}: 'actions' are not whole numbers, which {env.name} needs")
         bad = (action < 0) | (action >= space.n)
         accepted = f"0 to {space.n - 1}"
     else:
@@ -305,7 +331,7 @@ def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None
     if bad.any():
         i = int(bad.argmax())
         raise ValueError(
-            f"{source}: 'actions' at index {i} are {action[i].tolist()}, outside of {accepted}"
+            f"{source}: 'actions' at index {i} are {action[i].tolist()}, outside {accepted}"
         )
 
 
@@ -313,7 +339,9 @@ def _box(space: Any) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of a box (*shape); a dimension without finite ones is taken as [-1, 1]."""
     low = np.broadcast_to(np.asarray(space.low, np.float32), space.shape)
     high = np.broadcast_to(np.asarray(space.high, np.float32), space.shape)
-    bounded = np.isfinite(low) & np.isfinite(high)
+    from jaxrl.spaces import LARGEST_BOUND
+
+    bounded = (low > -LARGEST_BOUND) & (high < LARGEST_BOUND)
     return np.where(bounded, low, -1), np.where(bounded, high, 1)
 
 

@@ -16,15 +16,15 @@ from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 
-from envs_jax.wrappers import strong
+from envs_jax.wrappers import finite, strong
 
 
 @struct.dataclass
 class PhysicsParams:
     """Traced parameters of a physics environment."""
 
-    max_steps_in_episode: jax.Array  # int32 scalar: an episode is truncated after so many steps
-    gravity_scale: jax.Array  # float32 scalar: times the model's own gravity (none in pusher)
+    max_steps_in_episode: jax.Array  # int32 scalar: episodes are truncated after this many steps
+    gravity_scale: jax.Array  # float32 scalar: multiplies the model's own gravity (none in pusher)
 
 
 @struct.dataclass
@@ -44,6 +44,7 @@ class PhysicsEnv(Environment):
 
     resets = "pool"
     pool_size = 16
+    end_broken = True  # simulations diverge; see `wrappers.finite`
 
     def __init__(self, env: Any, name: str):
         self._env = env
@@ -56,6 +57,11 @@ class PhysicsEnv(Environment):
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """Entries of `info` that every agent sums over episodes, unasked."""
+        return ("broken",) if self.end_broken else ()
 
     @property
     def default_params(self) -> PhysicsParams:
@@ -72,18 +78,16 @@ class PhysicsEnv(Environment):
     def step_env(
         self, key: jax.Array, state: PhysicsState, action: jax.Array, params: PhysicsParams
     ) -> tuple[jax.Array, PhysicsState, jax.Array, jax.Array, dict[str, Any]]:
-        # brax and playground write into the dicts of the state that they are given: hand over
-        # fresh ones, so that a step outside jit leaves the caller's state alone.
+        # brax and playground write into the dicts of the state passed to them: pass fresh ones, so
+        # that a step outside jit leaves the caller's state alone.
         inner = jax.tree.map(lambda x: x, state.inner)
         inner = strong(self._with_gravity(params.gravity_scale).step(inner, action))
-        next_state = PhysicsState(inner, strong(state.time + 1))
-        return (
-            jnp.asarray(inner.obs, jnp.float32),
-            next_state,
-            jnp.asarray(inner.reward, jnp.float32),
-            jnp.asarray(inner.done, bool),
-            dict(inner.metrics),  # parts of the reward, speeds and the like
-        )
+        obs, reward = jnp.asarray(inner.obs, jnp.float32), jnp.asarray(inner.reward, jnp.float32)
+        terminated = jnp.asarray(inner.done, bool)
+        info = dict(inner.metrics)  # parts of the reward, speeds and the like
+        if self.end_broken:
+            obs, reward, terminated, info = finite(obs, reward, terminated, info)
+        return obs, PhysicsState(inner, strong(state.time + 1)), reward, terminated, info
 
     def reset_env(self, key: jax.Array, params: PhysicsParams) -> tuple[jax.Array, PhysicsState]:
         inner = strong(self._with_gravity(params.gravity_scale).reset(key))
@@ -109,7 +113,7 @@ def with_model(env: Any, attribute: str, model: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Imports and builds without four known messages; whatever else is said comes through.
+    """Imports and builds without four known messages; every other message is shown.
 
     They are: warp could not be imported (twice; nothing here uses it), brax is no longer
     maintained (it is pinned for that reason), a MuJoCo deprecation in brax's own model files.

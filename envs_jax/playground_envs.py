@@ -12,11 +12,11 @@ _IMPLS = ("jax", "warp")
 
 def options(suite: str, name: str) -> dict[str, Any]:
     """{option: default}. Playground's own default, warp, runs on NVIDIA only."""
-    return {"resets": "pool", "pool_size": 16, "impl": _IMPLS[0]}
+    return {"resets": "pool", "pool_size": 16, "end_broken": True, "impl": _IMPLS[0]}
 
 
 def build(suite: str, name: str, impl: str) -> "PlaygroundEnv":
-    """The environment `name`. ValueError where the extra is not installed or `impl` is unknown."""
+    """The environment `name`. ValueError if the extra is not installed or `impl` is unknown."""
     if impl not in _IMPLS:
         raise ValueError(f"{suite}/{name}: {unknown('impl', impl, _IMPLS)}")
     with quiet():
@@ -26,7 +26,7 @@ def build(suite: str, name: str, impl: str) -> "PlaygroundEnv":
             if error.name != "mujoco_playground":
                 raise
             raise ValueError(
-                f"{suite}/{name} needs an extra package: pip install 'jaxrl[playground]'"
+                f"{suite}/{name} needs an extra package: pip install -e '.[playground]'"
             ) from error
         env = dm_control_suite.load(name, config_overrides={"impl": impl})
     return PlaygroundEnv(env, f"{suite}/{name}")

@@ -1,4 +1,4 @@
-"""Wrappers around gymnax environments: stable types, sticky actions."""
+"""Wrappers around gymnax environments: stable types, sticky actions, steps that are finite."""
 
 import inspect
 from typing import Any
@@ -14,7 +14,7 @@ def strong(tree: Any) -> Any:
     """The same values, every leaf an array that is not weakly typed.
 
     Several environments reset to Python scalars and step to strongly typed arrays: their states
-    would not be of one type, and a jitted step would compile twice.
+    would change type, and a jitted step would compile twice.
     """
     return jax.tree.map(_strong, tree)
 
@@ -25,8 +25,13 @@ def _strong(x: Any) -> jax.Array:
     return jnp.asarray(x, dtype=jnp.result_type(x))
 
 
+def overrides_step(env: Environment) -> bool:
+    """Whether an environment's `step` is more than its `step_env` and a reset."""
+    return type(env).step is not Environment.step
+
+
 def constructor_options(constructor: Any) -> dict[str, Any]:
-    """{name: default} of the arguments that can be given to a class by name."""
+    """{name: default} of the constructor arguments that have a default."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(constructor).parameters.items()
@@ -34,26 +39,46 @@ def constructor_options(constructor: Any) -> dict[str, Any]:
     }
 
 
-class Typed(Environment):
-    """A gymnax environment as agents like it; the wrapper that `make` puts outermost.
+def finite(
+    obs: jax.Array, reward: jax.Array, terminated: jax.Array, info: dict[str, Any]
+) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+    """A step as agents can learn from it, whatever the simulator returned.
 
-    Observations are float32 (a discrete one is a one-hot vector of its n values), rewards are
-    float32, and states have the same types after a reset as after a step. Keys and dynamics are
-    the inner environment's own.
+    A step to an observation or a reward that is not finite ends its episode with reward 0, at an
+    observation whose broken numbers are 0; `info["broken"]` is 1 there, else 0.
+    """
+    sound = jnp.isfinite(obs)
+    broken = ~(sound.all() & jnp.isfinite(reward))
+    info = info | {"broken": broken.astype(jnp.float32)}
+    return jnp.where(sound, obs, 0), jnp.where(broken, 0, reward), terminated | broken, info
+
+
+class Typed(Environment):
+    """A gymnax environment as agents expect it; the outermost wrapper of what `make` returns.
+
+    Observations are float32 (discrete ones int32; agents make one-hot vectors of them), rewards
+    are float32, and states have the same types after a reset as after a step. Keys and dynamics
+    are the inner environment's own.
     """
 
     resets = "fresh"
     pool_size = 16
+    end_broken = False  # see `finite`
 
     def __init__(self, env: Environment, name: str):
         self._env = env
         self._name = name
         space = env.observation_space(env.default_params)
-        self._one_hot = space.n if isinstance(space, spaces.Discrete) else None
+        self._dtype = jnp.int32 if isinstance(space, spaces.Discrete) else jnp.float32
 
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """Entries of `info` that every agent sums over episodes, unasked."""
+        return ("broken",) if self.end_broken else ()
 
     @property
     def default_params(self) -> Any:
@@ -64,33 +89,15 @@ class Typed(Environment):
     def num_actions(self) -> int:
         return self._env.num_actions
 
-    def step(
-        self, key: jax.Array, state: Any, action: jax.Array, params: Any = None
-    ) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
-        # The inner step, not the base class's: DeepSea counts across episodes in its own.
-        params = self.default_params if params is None else params
-        obs, state, reward, terminated, truncated, info = self._env.step(key, state, action, params)
-        info = strong(info) | {"final_observation": self._observation(info["final_observation"])}
-        return (
-            self._observation(obs),
-            strong(state),
-            jnp.asarray(reward, jnp.float32),
-            jnp.asarray(terminated, bool),
-            jnp.asarray(truncated, bool),
-            info,
-        )
-
     def step_env(
         self, key: jax.Array, state: Any, action: jax.Array, params: Any
     ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict[str, Any]]:
         obs, state, reward, terminated, info = self._env.step_env(key, state, action, params)
-        return (
-            self._observation(obs),
-            strong(state),
-            jnp.asarray(reward, jnp.float32),
-            jnp.asarray(terminated, bool),
-            strong(info),
-        )
+        obs, reward = self._observation(obs), jnp.asarray(reward, jnp.float32)
+        terminated, info = jnp.asarray(terminated, bool), strong(info)
+        if self.end_broken:
+            obs, reward, terminated, info = finite(obs, reward, terminated, info)
+        return obs, strong(state), reward, terminated, info
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
         obs, state = self._env.reset_env(key, params)
@@ -105,24 +112,41 @@ class Typed(Environment):
     def action_space(self, params: Any = None) -> Any:
         return self._env.action_space(self.default_params if params is None else params)
 
-    def observation_space(self, params: Any) -> spaces.Box:
-        if self._one_hot is not None:
-            return spaces.Box(0.0, 1.0, (self._one_hot,), jnp.float32)
+    def observation_space(self, params: Any) -> spaces.Box | spaces.Discrete:
         space = self._env.observation_space(params)
+        if isinstance(space, spaces.Discrete):
+            return space
         return spaces.Box(space.low, space.high, space.shape, jnp.float32)
 
     def state_space(self, params: Any) -> Any:
         return self._env.state_space(params)
 
     def _observation(self, obs: Any) -> jax.Array:
-        if self._one_hot is not None:
-            return jax.nn.one_hot(obs, self._one_hot, dtype=jnp.float32)
-        return jnp.asarray(obs, jnp.float32)
+        return jnp.asarray(obs, self._dtype)
+
+
+class TypedStep(Typed):
+    """The same for an environment whose `step` is its own: DeepSea counts across episodes in it."""
+
+    def step(
+        self, key: jax.Array, state: Any, action: jax.Array, params: Any = None
+    ) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+        params = self.default_params if params is None else params
+        obs, state, reward, terminated, truncated, info = self._env.step(key, state, action, params)
+        info = strong(info) | {"final_observation": self._observation(info["final_observation"])}
+        return (
+            self._observation(obs),
+            strong(state),
+            jnp.asarray(reward, jnp.float32),
+            jnp.asarray(terminated, bool),
+            jnp.asarray(truncated, bool),
+            info,
+        )
 
 
 @struct.dataclass
 class StickyState:
-    """The inner state, and the action that the environment received last."""
+    """The inner state, and the last action that the environment received."""
 
     inner: Any
     last_action: jax.Array
@@ -134,10 +158,10 @@ class StickyState:
 
 
 class Sticky(Environment):
-    """Repeats the last action with a fixed probability instead of doing the new one.
+    """Repeats the last action, with a fixed probability, instead of taking the new one.
 
-    As in the Arcade Learning Environment (Machado et al. 2018, arXiv:1709.06009, section 5); an
-    episode's first "last action" is 0, which is the no-op of MinAtar.
+    As in the Arcade Learning Environment (Machado et al. 2018, arXiv:1709.06009, section 5); at
+    the start of an episode the last action is 0, which is MinAtar's no-op.
     """
 
     def __init__(self, env: Environment, probability: float):

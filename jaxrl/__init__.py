@@ -7,17 +7,22 @@ the key sweeps seeds, and a sharding spreads both over devices.
 
 from jaxrl.agent import Agent, Tag, derive, shared, static, traced
 from jaxrl.training import hosts, sinks
+from jaxrl.training.callbacks import Callback, Progress
 from jaxrl.training.checkpoint import Checkpoints
 from jaxrl.training.devices import use_all_cores, use_compilation_cache
 from jaxrl.training.evaluate import Evaluation, evaluate
-from jaxrl.training.population import Progress
-from jaxrl.training.sweep import Lin, Log, Population, override, sweep
-from jaxrl.training.train import Run, fused, train
+from jaxrl.training.history import History
+from jaxrl.training.population import Population, Run
+from jaxrl.training.search import Lin, Log, override
+from jaxrl.training.sweep import sweep
+from jaxrl.training.train import fused, train
 
 __all__ = [
     "Agent",
+    "Callback",
     "Checkpoints",
     "Evaluation",
+    "History",
     "Lin",
     "Log",
     "Population",

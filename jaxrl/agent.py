@@ -175,10 +175,14 @@ class Agent:
     def __post_init__(self) -> None:
         for hyperparameter in self.hyperparameters():
             value = getattr(self, hyperparameter.name)
+            if type(value).__module__ == "numpy" and not getattr(value, "ndim", 0):
+                value = value.item()  # a NumPy number is as good as Python's
+                object.__setattr__(self, hyperparameter.name, value)
             hyperparameter.check(value, self.name)
             if hyperparameter.type is float and isinstance(value, int):
                 # 1 for 1.0 must not make an integer of a traced number: that is another program.
                 object.__setattr__(self, hyperparameter.name, float(value))
+        spaces.require_env(self.env, self.env_params, self.name)
         spaces.require_info(self.record, self.env, self.env_params, self.name)
         self.check()
         self._refuse_unused()
@@ -232,6 +236,12 @@ class Agent:
                 f"{self.steps_per_iteration} {self.unit}"
             )
 
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """Entries of `info` summed over episodes: what the environment reports, and `record`."""
+        reports = tuple(getattr(self.env, "reports", ()))
+        return reports + tuple(name for name in self.record if name not in reports)
+
     def unused(self) -> dict[str, str]:
         """Hyper-parameters without effect as the others stand, and why ("with ...")."""
         return {}
@@ -269,8 +279,16 @@ class Agent:
 
     @property
     def obs_shape(self) -> tuple[int, ...]:
-        """Shape of one observation."""
-        return tuple(self.env.observation_space(self.env_params).shape)
+        """Shape of one observation as networks see it: a discrete one is a one-hot vector."""
+        return spaces.encoded_shape(self.obs_space)
+
+    @property
+    def obs_space(self) -> Any:
+        return self.env.observation_space(self.env_params)
+
+    def encode(self, obs: jax.Array) -> jax.Array:
+        """Observations as numbers that networks take: one-hot where they are discrete."""
+        return spaces.encode(self.obs_space, obs)
 
     def env_action(self, action: jax.Array) -> jax.Array:
         """An action in the environment's own units: continuous ones clipped to [-1, 1], scaled."""

@@ -1,29 +1,34 @@
-"""What the engine needs to know of gymnax's action and observation spaces."""
+"""What the engine needs to know of action and observation spaces: discrete ones and boxes."""
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+LARGEST_BOUND = 1e9  # a bound beyond it, such as the largest float, only says that there is none
+
 
 def is_discrete(space: Any) -> bool:
-    """Whether actions of a space are integers 0..n-1."""
-    return hasattr(space, "n")
+    """Whether a space is of integers 0..n-1."""
+    return hasattr(space, "n") and not getattr(space, "shape", ())
 
 
-def require(space: Any, kind: str, agent: str, env: Any) -> None:
-    """Raise ValueError unless an action space is of `kind`, "discrete" or "continuous"."""
-    found = "discrete" if is_discrete(space) else "continuous"
-    if found != kind:
-        raise ValueError(f"{agent} needs {kind} actions, but {env.name} has {found} ones")
+def is_box(space: Any) -> bool:
+    """Whether a space is of arrays of numbers of one shape."""
+    return all(hasattr(space, name) for name in ("low", "high", "shape"))
 
 
 def action_size(space: Any) -> int:
     """Number of actions of a discrete space, number of dimensions of a continuous one."""
-    return space.n if is_discrete(space) else int(np.prod(space.shape))
+    return int(space.n) if is_discrete(space) else int(np.prod(space.shape))
+
+
+# Actions ----------------------------------------------------------------------------------------
 
 
 def random_action(space: Any, key: jax.Array, num: int) -> jax.Array:
@@ -31,18 +36,7 @@ def random_action(space: Any, key: jax.Array, num: int) -> jax.Array:
     size = action_size(space)
     if is_discrete(space):
         return jax.random.randint(key, (num,), 0, size)
-    return jax.random.uniform(key, (num, size), minval=-1.0, maxval=1.0)
-
-
-def to_box(space: Any, action: jax.Array) -> jax.Array:
-    """An agent's action (..., D), whose natural box is [-1, 1], clipped and scaled to the space's.
-
-    A dimension without finite bounds is passed on as it is.
-    """
-    low, high, bounded = _bounds(space)
-    scaled = low + (jnp.clip(action, -1.0, 1.0) + 1) / 2 * (high - low)
-    boxed = jnp.where(bounded, scaled, action)
-    return boxed.reshape(*action.shape[:-1], *space.shape)
+    return jax.random.uniform(key, (num, size), jnp.float32, minval=-1.0, maxval=1.0)
 
 
 def to_env(space: Any, action: jax.Array) -> jax.Array:
@@ -50,20 +44,109 @@ def to_env(space: Any, action: jax.Array) -> jax.Array:
     return action if is_discrete(space) else to_box(space, action)
 
 
+def to_box(space: Any, action: jax.Array) -> jax.Array:
+    """An agent's action (..., D), whose natural box is [-1, 1], clipped and scaled to the space's.
+
+    A dimension without two honest bounds is passed on as it is, within the bound that it has.
+    """
+    low, high, bounded = _bounds(space)
+    left, right = jnp.where(bounded, low, -1.0), jnp.where(bounded, high, 1.0)
+    scaled = left + (jnp.clip(action, -1.0, 1.0) + 1) / 2 * (right - left)
+    boxed = jnp.where(bounded, scaled, jnp.clip(action, low, high))
+    return boxed.reshape(*action.shape[:-1], *space.shape)
+
+
 def from_box(space: Any, action: jax.Array) -> jax.Array:
     """The inverse of `to_box`: actions (..., *shape) of a box as an agent's (..., D), clipped."""
     low, high, bounded = _bounds(space)
+    low, high = jnp.where(bounded, low, -1.0), jnp.where(bounded, high, 1.0)
     action = action.reshape(*action.shape[: action.ndim - len(space.shape)], -1)
     scaled = jnp.clip((action - low) / (high - low) * 2 - 1, -1.0, 1.0)
     return jnp.where(bounded, scaled, action)
 
 
 def _bounds(space: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Bounds of a box (D,), [-1, 1] where it has none, and where it has."""
+    """Bounds of a box (D,), infinite where it has none, and whether both are there."""
     low = jnp.broadcast_to(jnp.asarray(space.low, jnp.float32), space.shape).reshape(-1)
     high = jnp.broadcast_to(jnp.asarray(space.high, jnp.float32), space.shape).reshape(-1)
-    bounded = jnp.isfinite(low) & jnp.isfinite(high)
-    return jnp.where(bounded, low, -1.0), jnp.where(bounded, high, 1.0), bounded
+    low = jnp.where(low > -LARGEST_BOUND, low, -jnp.inf)
+    high = jnp.where(high < LARGEST_BOUND, high, jnp.inf)
+    return low, high, jnp.isfinite(low) & jnp.isfinite(high)
+
+
+# Observations -----------------------------------------------------------------------------------
+
+
+def encoded_shape(space: Any) -> tuple[int, ...]:
+    """Shape of one observation after `encode`."""
+    return (int(space.n),) if is_discrete(space) else tuple(space.shape)
+
+
+def encode(space: Any, obs: jax.Array) -> jax.Array:
+    """Observations as networks take them: integers as one-hot vectors, bytes within [0, 1]."""
+    if is_discrete(space):
+        return jax.nn.one_hot(obs, int(space.n), dtype=jnp.float32)
+    if obs.dtype == jnp.uint8:
+        return obs.astype(jnp.float32) / 255
+    return obs
+
+
+# What agents require ----------------------------------------------------------------------------
+
+
+def require_env(env: Any, env_params: Any, agent: str) -> None:
+    """Raise ValueError unless an environment has gymnax's methods and spaces that agents know.
+
+    Warns, once for each environment, of actions that have no bounds.
+    """
+    name = getattr(env, "name", type(env).__name__)
+    for method in ("reset", "step", "action_space", "observation_space"):
+        if not callable(getattr(env, method, None)):
+            raise ValueError(
+                f"{agent}: {name} has no method {method}: it needs the interface of gymnax 1.0"
+            )
+    action, observation = env.action_space(env_params), env.observation_space(env_params)
+    for kind, space in (("action", action), ("observation", observation)):
+        if not (is_discrete(space) or is_box(space)):
+            raise ValueError(
+                f"{agent}: {name} has a {type(space).__name__} as its {kind} space; agents take "
+                "Discrete and Box: flatten or encode it in a wrapper"
+            )
+    if not is_discrete(action):
+        unbounded = _unbounded(
+            tuple(np.broadcast_to(action.low, action.shape).ravel().tolist()),
+            tuple(np.broadcast_to(action.high, action.shape).ravel().tolist()),
+        )
+        if unbounded:
+            _warn_of_bounds(agent, name, unbounded)
+
+
+@functools.lru_cache(maxsize=64)
+def _unbounded(low: tuple[float, ...], high: tuple[float, ...]) -> int:
+    outside = [a <= -LARGEST_BOUND or b >= LARGEST_BOUND for a, b in zip(low, high, strict=True)]
+    return sum(outside)
+
+
+@functools.lru_cache(maxsize=64)  # once for each environment, not for each member of a sweep
+def _warn_of_bounds(agent: str, name: str, dimensions: int) -> None:
+    warnings.warn(
+        f"{name} has {dimensions} action dimensions without finite bounds: {agent} explores them "
+        "in [-1, 1], unscaled",
+        stacklevel=6,
+    )
+
+
+def require(space: Any, kind: str, agent: str, env: Any) -> None:
+    """Raise ValueError unless an action space is of `kind`, "discrete" or "continuous"."""
+    actual = "discrete" if is_discrete(space) else "continuous"
+    if actual != kind:
+        raise ValueError(f"{agent} needs {kind} actions, but {env.name} has {actual} ones")
+
+
+def require_image(shape: tuple[int, ...], agent: str) -> None:
+    """Raise ValueError unless observations are (H, W, C) images of at least 3x3 pixels."""
+    if len(shape) != 3 or min(shape[:2]) < 3:
+        raise ValueError(f"{agent}: network='cnn' needs (H, W, C) observations, not {shape}")
 
 
 def require_info(names: tuple[str, ...], env: Any, env_params: Any, agent: str) -> None:
@@ -74,10 +157,8 @@ def require_info(names: tuple[str, ...], env: Any, env_params: Any, agent: str) 
     def step(key: jax.Array) -> dict[str, Any]:
         _, state = env.reset(key, env_params)
         space = env.action_space(env_params)
-        action = random_action(space, key, 1)
-        if not is_discrete(space):
-            action = to_box(space, action)
-        info: dict[str, Any] = env.step(key, state, action[0], env_params)[-1]
+        action = to_env(space, random_action(space, key, 1))[0]
+        info: dict[str, Any] = env.step(key, state, action, env_params)[-1]
         return info
 
     shapes = jax.eval_shape(step, jax.random.key(0))
@@ -89,9 +170,3 @@ def require_info(names: tuple[str, ...], env: Any, env_params: Any, agent: str) 
             raise ValueError(
                 f"{agent}: record={name!r} is not a number in the info of {env.name}; {there}"
             )
-
-
-def require_image(shape: tuple[int, ...], agent: str) -> None:
-    """Raise ValueError unless observations are (H, W, C) images of at least 3x3 pixels."""
-    if len(shape) != 3 or min(shape[:2]) < 3:
-        raise ValueError(f"{agent}: network='cnn' needs (H, W, C) observations, not {shape}")

@@ -93,14 +93,26 @@ def assert_close(a: Any, b: Any, tolerance: float) -> None:
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
 
+class StopAt(jaxrl.Callback):
+    """Stops a run once an iteration is done."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def stops(self, progress: jaxrl.Progress) -> bool:
+        return progress.iteration >= self.iteration
+
+
 def interrupted(agent: Agent, iteration: int, seed: int) -> jaxrl.Run:
     """A run stopped by Ctrl-C once `iteration` is done."""
 
-    def stop(report):
-        if report.iteration >= iteration:
-            signal.raise_signal(signal.SIGINT)
+    class Press(StopAt):
+        def stops(self, progress):
+            if super().stops(progress):
+                signal.raise_signal(signal.SIGINT)
+            return False
 
-    return jaxrl.train(agent, seed, progress=stop)
+    return jaxrl.train(agent, seed, callbacks=[Press(iteration)])
 
 
 def primitives(jaxpr: Any) -> list[str]:

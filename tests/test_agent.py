@@ -12,7 +12,6 @@ from agents.on_policy.ppo import PPO
 from envs_jax import datasets
 from jaxrl import Agent, static, traced
 from jaxrl.agent import Tag, derive
-from jaxrl.loops.offline import Offline
 from jaxrl.training.sweep import override
 from tests.helpers import Toy
 from tests.probes import ActionChoice
@@ -53,7 +52,7 @@ def test_every_default_is_valid_and_documented(name):
             assert hyperparameter.type is float
     env = ActionChoice(continuous=name in CONTINUOUS)
     data = datasets.blank(env, env.default_params).dataset(env, env.default_params)
-    options = {"data": data} if issubclass(cls, Offline) else {}
+    options = {"data": data} if hasattr(cls, "data") else {}
     cls(env, env.default_params, **options)
 
 

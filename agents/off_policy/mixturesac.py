@@ -6,22 +6,50 @@ He, Neumann, Mei, A. White, M. White 2026, "MRP mixture policies".
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from agents.off_policy.soft import LOG_STD_RANGE, SAC, QFunction
-from jaxrl.agent import static, traced
+from jaxrl import spaces
+from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import TanhMixture, take_component
+from jaxrl.parts.losses import td_target
+from jaxrl.parts.networks import Network
+from jaxrl.parts.optimize import copy_of, descend, polyak
+from jaxrl.parts.replay import Batch, valid_mean
 
-Q = Callable[[jax.Array], jax.Array]  # actions (..., B, D) in [-1, 1] -> (..., B)
+LOG_STD_RANGE = (-5.0, 2.0)  # that the components' log-deviations are clipped to
+
+Q = Callable[[jax.Array], jax.Array]  # actions (S, B, D) in [-1, 1] -> (S, B)
 ESTIMATORS = ("mrp", "likelihood_ratio", "half_reparameterised", "gumbel_softmax")
 
 
-class MixtureSAC(SAC):
-    """SAC whose policy is tanh of a mixture of normals; entropy and penalty are the mixture's."""
+class MixtureSACLearner(NamedTuple):
+    actor: Any
+    critics: Any  # two
+    target_critics: Any
+    log_temperature: jax.Array
+    actor_opt: Any
+    critic_opt: Any
+    temperature_opt: Any
 
+
+class MixtureSAC(Learner):
+    """Soft Actor-Critic whose policy is a mixture of squashed normals; continuous actions."""
+
+    learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size, of actor and critics")
+    gamma: float = traced(0.99, "[0, 1]", "discount")
+    tau: float = traced(0.005, "(0, 1]", "how far the target critics move at each gradient step")
+    temperature: float = traced(1.0, "(0, inf)", "weight of the entropy, at the start if learnt")
+    temperature_learning_rate: float = traced(3e-4, "[0, inf)", "Adam's step size; 0: fixed")
+    target_entropy: float = traced(-1.0, "(-inf, inf)", "of the policy, per action dimension")
+    reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards in the targets")
+    hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths, actor and critics each")
+    activation: str = static("relu", ("tanh", "relu", "swish"), "of the hidden layers")
+    layer_norm: bool = static(False, None, "LayerNorm in the critics")
     num_components: int = static(5, "[1, inf)", "normals in the mixture")
     estimator: str = static("mrp", ESTIMATORS, "of the actor's gradient")
     critic_target: str = static(
@@ -29,47 +57,190 @@ class MixtureSAC(SAC):
     )
     gumbel_temperature: float = traced(0.5, "(0, inf)", "of the gumbel_softmax estimator")
 
-    @property
-    def actor_outputs(self) -> int:
-        return self.num_components * (1 + 2 * self.action_size)
+    # Networks ---------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        super().check()
+        spaces.require(self.action_space, "continuous", self.name, self.env)
+
+    def unused(self) -> dict[str, str]:
+        why = super().unused()
+        if self.estimator != "gumbel_softmax":
+            why["gumbel_temperature"] = f"with estimator={self.estimator}"
+        return why
+
+    def make_actor(self) -> Network:
+        """A logit, a mean and a log-deviation of every component."""
+        return Network(
+            outputs=self.num_components * (1 + 2 * spaces.action_size(self.action_space)),
+            obs_ndim=len(self.obs_shape),
+            hidden_sizes=self.hidden_sizes,
+            activation=self.activation,
+            output_scale=0.01,
+        )
+
+    def make_critic(self) -> Network:
+        return Network(
+            outputs=1,
+            obs_ndim=1,
+            hidden_sizes=self.hidden_sizes,
+            activation=self.activation,
+            layer_norm=self.layer_norm,
+        )
 
     def distribution(self, actor: Any, obs: jax.Array) -> TanhMixture:
+        """The policy at (normalised) observations."""
         output = self.make_actor().apply(actor, obs)
-        shape = (*output.shape[:-1], self.num_components, self.action_size)
+        size = spaces.action_size(self.action_space)
+        shape = (*output.shape[:-1], self.num_components, size)
         logits = output[..., : self.num_components]
         mean, log_std = jnp.split(output[..., self.num_components :], 2, axis=-1)
         return TanhMixture(
             logits,
-            mean.reshape(shape) + spread(self.num_components, self.action_size),
+            mean.reshape(shape) + spread(self.num_components, size),
             jnp.clip(log_std.reshape(shape), *LOG_STD_RANGE),
         )
 
-    def actor_loss(
-        self, actor: Any, q: QFunction, obs: jax.Array, temperature: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        dist = self.distribution(actor, obs)
-        q_of = over_samples(q, obs)
-        if self.estimator == "mrp":
-            loss, log_prob = mrp_loss(dist, q_of, temperature, key)
-        elif self.estimator == "gumbel_softmax":
-            scale = self.gumbel_temperature
-            loss, log_prob = gumbel_softmax_loss(dist, q_of, temperature, key, scale)
-        else:
-            # As many samples as MRP takes, so that all pay for equally many critic evaluations.
-            estimate = {
-                "likelihood_ratio": likelihood_ratio_loss,
-                "half_reparameterised": half_reparameterised_loss,
-            }[self.estimator]
-            loss, log_prob = estimate(dist, q_of, temperature, key, self.num_components)
-        penalty = log_prob.mean()
-        return loss, {"penalty": penalty, "entropy": -penalty, **collapse(dist)}
+    def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Both critics' values (2, B)."""
+        inputs = jnp.concatenate([obs.reshape(len(action), -1), action], axis=-1)
+        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+
+    def min_q(self, critics: Any, obs: jax.Array) -> Q:
+        """The smaller value as a function of S actions at each of B observations."""
+
+        def q(action: jax.Array) -> jax.Array:
+            samples, _, size = action.shape
+            repeated = jnp.tile(obs, (samples, *[1] * (obs.ndim - 1)))
+            values = self.q_values(critics, repeated, action.reshape(-1, size))
+            return values.min(axis=0).reshape(action.shape[:-1])
+
+        return q
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    def temperature_optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.temperature_learning_rate)
+
+    # Init -------------------------------------------------------------------------------------
+
+    def init_learner(self, key: jax.Array, obs: jax.Array) -> MixtureSACLearner:
+        actor_key, critic_key = jax.random.split(key)
+        actor = self.make_actor().init(actor_key, obs)
+        inputs = jnp.zeros((obs.size + spaces.action_size(self.action_space),))
+        critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
+        log_temperature = jnp.log(jnp.asarray(self.temperature, jnp.float32))
+        return MixtureSACLearner(
+            actor=actor,
+            critics=critics,
+            target_critics=copy_of(critics),
+            log_temperature=log_temperature,
+            actor_opt=self.optimizer().init(actor),
+            critic_opt=self.optimizer().init(critics),
+            temperature_opt=self.temperature_optimizer().init(log_temperature),
+        )
+
+    # Update -----------------------------------------------------------------------------------
+
+    def update(
+        self, learner: MixtureSACLearner, batch: Batch, key: jax.Array, n: jax.Array
+    ) -> tuple[MixtureSACLearner, dict[str, jax.Array]]:
+        next_key, actor_key = jax.random.split(key)
+        temperature = jnp.exp(learner.log_temperature)
+
+        # Critics, towards r + gamma (1 - terminated) V(s').
+        next_value = self.soft_value(learner, batch.next_obs, temperature, next_key)
+        reward = self.reward_scale * batch.reward
+        target = td_target(reward, batch.terminated, next_value, self.gamma)
+
+        def critic_loss(critics):
+            q = self.q_values(critics, batch.obs, batch.action)
+            errors = 0.5 * ((q - target) ** 2).sum(axis=0)
+            return valid_mean(errors, batch.valid), q.mean()
+
+        critics, critic_opt, critic_loss_value, q_mean = descend(
+            self.optimizer(), critic_loss, learner.critics, learner.critic_opt
+        )
+
+        # Actor: E[temperature log pi(a|s) - min Q(s, a)], its gradient by one of the estimators.
+        def actor_loss(actor):
+            dist = self.distribution(actor, batch.obs)
+            q = self.min_q(critics, batch.obs)
+            loss, log_prob = self.estimate(dist, q, temperature, actor_key)
+            return loss, (-log_prob.mean(), collapse(dist))
+
+        actor, actor_opt, actor_loss_value, (entropy, collapse_metrics) = descend(
+            self.optimizer(), actor_loss, learner.actor, learner.actor_opt
+        )
+
+        # Temperature, up while the mixture's entropy is below its target.
+        target_entropy = self.target_entropy * spaces.action_size(self.action_space)
+        move, temperature_opt = self.temperature_optimizer().update(
+            entropy - target_entropy, learner.temperature_opt
+        )
+        metrics = {
+            "critic_loss": critic_loss_value,
+            "q_mean": q_mean,
+            "actor_loss": actor_loss_value,
+            "temperature": temperature,
+            "entropy": entropy,
+        }
+        return MixtureSACLearner(
+            actor=actor,
+            critics=critics,
+            target_critics=polyak(learner.target_critics, critics, self.tau),
+            log_temperature=learner.log_temperature + move,
+            actor_opt=actor_opt,
+            critic_opt=critic_opt,
+            temperature_opt=temperature_opt,
+        ), metrics | collapse_metrics
 
     def soft_value(
-        self, actor: Any, q: QFunction, obs: jax.Array, temperature: jax.Array, key: jax.Array
+        self, learner: MixtureSACLearner, obs: jax.Array, temperature: jax.Array, key: jax.Array
     ) -> jax.Array:
-        if self.critic_target == "sampled":
-            return super().soft_value(actor, q, obs, temperature, key)
-        return marginal_value(self.distribution(actor, obs), over_samples(q, obs), temperature, key)
+        """E[min Q'(s, a) - temperature log pi(a|s)] (B,): a sample, or summed over components."""
+        dist = self.distribution(learner.actor, obs)
+        if self.critic_target == "marginalised":
+            return marginal_value(dist, self.min_q(learner.target_critics, obs), temperature, key)
+        action, log_prob = dist.sample_and_log_prob(key)
+        q = self.q_values(learner.target_critics, obs, action).min(axis=0)
+        return q - temperature * log_prob
+
+    def estimate(
+        self, dist: TanhMixture, q: Q, temperature: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The loss of the chosen estimator, and log pi (B,).
+
+        Those that sample take as many samples as MRP has components, so that all pay for equally
+        many critic evaluations.
+        """
+        samples = self.num_components
+        if self.estimator == "mrp":
+            return mrp_loss(dist, q, temperature, key)
+        if self.estimator == "likelihood_ratio":
+            return likelihood_ratio_loss(dist, q, temperature, key, samples)
+        if self.estimator == "half_reparameterised":
+            return half_reparameterised_loss(dist, q, temperature, key, samples)
+        return gumbel_softmax_loss(dist, q, temperature, key, self.gumbel_temperature)
+
+    # Acting -----------------------------------------------------------------------------------
+
+    def explore(
+        self, learner: MixtureSACLearner, obs: jax.Array, key: jax.Array, progress: jax.Array
+    ) -> jax.Array:
+        return self.distribution(learner.actor, obs).sample(key)
+
+    def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
+        """The mean of the heaviest component, or a sample of the mixture."""
+
+        @memoryless
+        def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
+            obs = self.normalize(state.obs_moments, obs)
+            dist = self.distribution(state.learner.actor, obs)
+            return self.env_action(dist.mode() if deterministic else dist.sample(key))
+
+        return policy
 
 
 def spread(num_components: int, action_size: int) -> jax.Array:
@@ -78,20 +249,9 @@ def spread(num_components: int, action_size: int) -> jax.Array:
     Each dimension is rolled by one against the one before, so that they are not all on a diagonal.
     """
     if num_components == 1:
-        return jnp.zeros((1, action_size))
-    places = jnp.linspace(-1.0, 1.0, num_components)
+        return jnp.zeros((1, action_size), jnp.float32)
+    places = jnp.linspace(-1.0, 1.0, num_components, dtype=jnp.float32)
     return jnp.stack([jnp.roll(places, d) for d in range(action_size)], axis=-1)
-
-
-def over_samples(q: QFunction, obs: jax.Array) -> Q:
-    """Q as a function of actions (S, B, D), evaluated as one batch of S * B."""
-
-    def evaluate(action: jax.Array) -> jax.Array:
-        samples = action.shape[0]
-        repeated = jnp.tile(obs, (samples, *[1] * (obs.ndim - 1)))
-        return q(repeated, action.reshape(-1, action.shape[-1])).reshape(action.shape[:-1])
-
-    return evaluate
 
 
 # The estimators ---------------------------------------------------------------------------------
@@ -199,10 +359,10 @@ def _of_components(
     return _soft_value(dist, q, alpha, jnp.moveaxis(dist.sample_components(key), -2, 0))
 
 
-def _baseline(value: jax.Array, given: jax.Array | None) -> jax.Array:
-    """The mean of the other samples' values (S, B), unless one is given."""
-    if given is not None:
-        return given
+def _baseline(value: jax.Array, baseline: jax.Array | None) -> jax.Array:
+    """The mean of the other samples' values (S, B), unless there is a baseline already."""
+    if baseline is not None:
+        return baseline
     return (value.sum(axis=0) - value) / max(len(value) - 1, 1)
 
 

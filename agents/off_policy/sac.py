@@ -12,6 +12,7 @@ from jaxrl import spaces
 from jaxrl.agent import Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import TanhNormal
+from jaxrl.parts.losses import td_target
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch, valid_mean
@@ -114,8 +115,8 @@ class SAC(Learner):
         next_action, next_log_prob = next_dist.sample_and_log_prob(next_key)
         next_q = self.q_values(learner.target_critics, batch.next_obs, next_action).min(axis=0)
         next_value = next_q - temperature * next_log_prob
-        discount = self.gamma * (1 - batch.terminated)
-        target = self.reward_scale * batch.reward + discount * next_value
+        reward = self.reward_scale * batch.reward
+        target = td_target(reward, batch.terminated, next_value, self.gamma)
 
         def critic_loss(critics):
             q = self.q_values(critics, batch.obs, batch.action)

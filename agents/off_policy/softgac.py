@@ -16,16 +16,16 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from agents.off_policy.soft import QFunction, SACLearner, SoftActorCritic
-from jaxrl.agent import static, traced
-from jaxrl.parts import replay
-from jaxrl.parts.networks import BatchRenorm
-from jaxrl.parts.replay import Batch, Replay, valid_mean
+from jaxrl import spaces
+from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.loops.learner import Learner, LearnerState
+from jaxrl.loops.sources import Collected
+from jaxrl.parts.distributions import project_to_atoms
+from jaxrl.parts.losses import td_target
+from jaxrl.parts.networks import BatchRenorm, Network
+from jaxrl.parts.optimize import MISSING, copy_of, descend, learn_if, polyak
+from jaxrl.parts.replay import Batch, valid_mean
 
-NEWEST = 4096  # environment steps from which a share of each batch is drawn
-NEWEST_SHARE = 0.2
-ATOMS = 101  # of the critic's distribution
-NEGENTROPY_COEF = 0.005  # weight of sum p log p in the critic's loss
 UNIT_SCALE_BIAS = math.log(math.e - 1)  # softplus of it is 1
 
 
@@ -59,8 +59,9 @@ class BridgeStep(nn.Module):
 
 
 class CrossQCritic(nn.Module):
-    """Logits (B, ATOMS) of the return from [obs, action], with BatchRenorm around every layer."""
+    """Logits (B, atoms) of the return from [obs, action], with BatchRenorm around every layer."""
 
+    num_atoms: int
     hidden_sizes: tuple[int, ...]
 
     @nn.compact
@@ -68,211 +69,329 @@ class CrossQCritic(nn.Module):
         x = BatchRenorm()(x, train)
         for width in self.hidden_sizes:
             x = BatchRenorm()(nn.relu(nn.Dense(width)(x)), train)
-        return nn.Dense(ATOMS)(x)
+        return nn.Dense(self.num_atoms)(x)
 
 
-class SoftGAC(SoftActorCritic):
-    """SAC whose policy is a bridge, whose penalty is the path cost, and whose critic is CrossQ.
+class SoftGACLearner(NamedTuple):
+    actor: Any  # of each step of the bridge, stacked (K, ...)
+    critics: Any  # two; those of crossq hold "params" and their running moments "batch_stats"
+    target_critics: Any  # of the twin critics; () with crossq
+    log_temperature: jax.Array
+    actor_opt: Any
+    critic_opt: Any
+    temperature_opt: Any
 
-    With `critic="twin"` the critics are SAC's. The temperature rises while the cost is above
-    `cost_target` per bridge step and action dimension.
+
+class SoftGAC(Learner):
+    """Soft actor-critic with a stochastic bridge as its policy; continuous actions.
+
+    The critics are CrossQ's, distributional and without targets, as published; with `critic="twin"`
+    they are SAC's. The temperature rises while the path's cost is above `cost_target` per bridge
+    step and action dimension.
     """
 
+    num_updates: int = static(16, "[1, inf)", "gradient steps per iteration")
+    newest_steps: int = static(4096, "[1, inf)", "newest environment steps, for newest_share")
+    newest_share: float = static(0.2, "[0, 1]", "of each batch, drawn from the newest steps")
+    learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size, of actor and critics")
+    gamma: float = traced(0.99, "[0, 1]", "discount")
+    temperature: float = traced(0.1, "(0, inf)", "weight of the path cost, at the start")
+    temperature_learning_rate: float = traced(1e-3, "[0, inf)", "Adam's step size; 0: fixed")
+    cost_target: float = traced(0.2, "(0, inf)", "of the path, per step and action dimension")
+    reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards in the targets")
     bridge_steps: int = static(6, "[1, inf)", "steps K of the path")
     bridge_width: int = static(512, "[1, inf)", "hidden units of each step's network")
     input_norm: bool = static(
         True, None, "LayerNorm of [obs, z], as published; hides what few observations say"
     )
-    cost_target: float = traced(0.2, "(0, inf)", "of the path, per step and action dimension")
-    temperature: float = traced(0.1, "(0, inf)", "weight of the path cost, at the start")
-    temperature_learning_rate: float = traced(1e-3, "[0, inf)", "Adam's step size; 0: fixed")
     num_particles: int = static(1, "[1, inf)", "paths per state in the actor's loss; antithetic")
     policy_delay: int = static(2, "[1, inf)", "gradient steps of the critic to one of the actor")
-    num_updates: int = static(16, "[1, inf)", "gradient steps per iteration")
+    hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of each critic")
     critic: str = static("crossq", ("crossq", "twin"), "crossq: C51, BatchRenorm and no target")
+    num_atoms: int = static(101, "[2, inf)", "of the crossq critic's distribution")
     value_bound: float = traced(200.0, "(0, inf)", "the crossq critic's returns are within +-this")
+    negentropy_coef: float = traced(
+        0.005, "[0, inf)", "weight of sum p log p in the crossq critic's loss"
+    )
     critic_momentum: float = traced(0.5, "[0, 1)", "Adam's b1 of the crossq critic")
+    tau: float = traced(0.005, "(0, 1]", "how far twin critics' targets move at each gradient step")
+    activation: str = static("relu", ("tanh", "relu", "swish"), "of twin critics' hidden layers")
+    layer_norm: bool = static(False, None, "LayerNorm in twin critics")
+
+    # Networks ---------------------------------------------------------------------------------
 
     def check(self) -> None:
         super().check()
+        spaces.require(self.action_space, "continuous", self.name, self.env)
         if self.num_particles > 1 and self.num_particles % 2:
             raise ValueError(
                 f"softgac: num_particles={self.num_particles} must be 1 or even: "
                 "antithetic paths come in pairs"
             )
 
-    # Policy -----------------------------------------------------------------------------------
+    def unused(self) -> dict[str, str]:
+        of_crossq = ("num_atoms", "value_bound", "negentropy_coef", "critic_momentum")
+        of_twin = ("tau", "activation", "layer_norm")
+        other = of_twin if self.critic == "crossq" else of_crossq
+        why = super().unused() | dict.fromkeys(other, f"with critic={self.critic}")
+        if not self.newest_share:
+            why["newest_steps"] = "with newest_share=0"
+        if not self.collects:
+            why |= dict.fromkeys(("newest_steps", "newest_share"), "with recorded data alone")
+        return why
 
-    def make_actor(self) -> Any:
+    def collected(self) -> Collected:
+        rows = max(self.newest_steps // self.num_envs, 2)
+        return super().collected()._replace(newest=rows, newest_share=self.newest_share)
+
+    @property
+    def action_size(self) -> int:
+        return spaces.action_size(self.action_space)
+
+    def make_actor(self) -> BridgeStep:
+        """Of one step of the bridge."""
         return BridgeStep(self.bridge_width, self.action_size, self.input_norm)
 
-    def init_actor(self, key: jax.Array, obs: jax.Array) -> Any:
-        """Parameters of each step's own network, stacked (K, ...)."""
-        module, z = self.make_actor(), jnp.zeros((self.action_size,))
-        steps = [
-            module.init(k, obs.reshape(-1), z) for k in jax.random.split(key, self.bridge_steps)
-        ]
-        return jax.tree.map(lambda *xs: jnp.stack(xs), *steps)
+    def noise(self, key: jax.Array, shape: tuple[int, ...]) -> Noise:
+        """Noise for paths of actions of this shape (..., D)."""
+        base_key, step_key = jax.random.split(key)
+        base = jax.random.uniform(base_key, shape, jnp.float32, minval=-1.0, maxval=1.0)
+        steps = jax.random.normal(step_key, (self.bridge_steps, *shape), jnp.float32)
+        return Noise(base, steps)
 
     def path(self, actor: Any, obs: jax.Array, noise: Noise) -> tuple[jax.Array, jax.Array]:
         """Actions (..., D) and path costs (...) of the bridge at observations (..., *obs)."""
-
-        flat = obs.reshape(*self.batch_shape(obs), -1)
+        flat = obs.reshape(*noise.base.shape[:-1], -1)
 
         def drift_and_scale(params, z):
             return self.make_actor().apply(params, flat, z)
 
         return bridge(drift_and_scale, actor, noise)
 
-    def noise(self, key: jax.Array, shape: tuple[int, ...]) -> Noise:
-        """Noise for paths of actions of this shape (..., D)."""
-        base_key, step_key = jax.random.split(key)
-        base = jax.random.uniform(base_key, shape, minval=-1.0, maxval=1.0)
-        return Noise(base, jax.random.normal(step_key, (self.bridge_steps, *shape)))
-
-    def act(self, actor: Any, obs: jax.Array, key: jax.Array, deterministic: bool) -> jax.Array:
-        shape = (*self.batch_shape(obs), self.action_size)
-        noise = self.noise(key, shape)
-        if deterministic:  # the path without noise, from z_0 = 0
-            noise = jax.tree.map(jnp.zeros_like, noise)
-        return self.path(actor, obs, noise)[0]
-
-    def batch_shape(self, obs: jax.Array) -> tuple[int, ...]:
-        return obs.shape[: obs.ndim - len(self.env.observation_space(self.env_params).shape)]
-
-    @property
-    def penalty_target(self) -> float | jax.Array:
-        return self.cost_target * self.bridge_steps * self.action_size
-
-    def actor_loss(
-        self, actor: Any, q: QFunction, obs: jax.Array, temperature: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        pairs = max(self.num_particles // 2, 1)
-        noise = self.noise(key, (pairs, len(obs), self.action_size))
-        if self.num_particles > 1:
-            noise = antithetic(noise)
-        obs = jnp.broadcast_to(obs, (self.num_particles, *obs.shape))
-        action, cost = self.path(actor, obs, noise)
-        value = q(obs.reshape(-1, *obs.shape[2:]), action.reshape(-1, self.action_size))
-        return (temperature * cost).mean() - value.mean(), {"penalty": cost.mean()}
-
-    def soft_value(
-        self, actor: Any, q: QFunction, obs: jax.Array, temperature: jax.Array, key: jax.Array
-    ) -> jax.Array:
-        action, cost = self.path(actor, obs, self.noise(key, (len(obs), self.action_size)))
-        return q(obs, action) - temperature * cost
-
-    # Critic -----------------------------------------------------------------------------------
+    def make_crossq_critic(self) -> CrossQCritic:
+        return CrossQCritic(self.num_atoms, self.hidden_sizes)
 
     @property
     def atoms(self) -> jax.Array:
-        """The support of the crossq critic's distribution (ATOMS,)."""
-        return jnp.linspace(-1.0, 1.0, ATOMS) * self.value_bound
+        """The support of the crossq critic's distribution (A,)."""
+        return jnp.linspace(-1.0, 1.0, self.num_atoms, dtype=jnp.float32) * self.value_bound
 
-    def critic_optimizer(self) -> optax.GradientTransformation:
-        if self.critic == "twin":
-            return super().critic_optimizer()
-        return optax.adam(self.learning_rate, b1=self.critic_momentum)
-
-    def init_critics(self, key: jax.Array, obs: jax.Array) -> Any:
-        if self.critic == "twin":
-            return super().init_critics(key, obs)
-        inputs = jnp.zeros((2, obs.size + self.action_size))
-        module = CrossQCritic(self.hidden_sizes)
-        return tuple(module.init(k, inputs, True) for k in jax.random.split(key))
+    def make_twin_critic(self) -> Network:
+        return Network(
+            outputs=1,
+            obs_ndim=1,
+            hidden_sizes=self.hidden_sizes,
+            activation=self.activation,
+            layer_norm=self.layer_norm,
+        )
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Both critics' values (2, B)."""
+        inputs = critic_inputs(obs, action)
         if self.critic == "twin":
-            return super().q_values(critics, obs, action)
-        inputs = jnp.concatenate([obs.reshape(len(action), -1), action], axis=-1)
-        module = CrossQCritic(self.hidden_sizes)
+            module = self.make_twin_critic()
+            return jnp.stack([module.apply(critic, inputs)[:, 0] for critic in critics])
+        module = self.make_crossq_critic()
         logits = jnp.stack([module.apply(critic, inputs, False) for critic in critics])
         return jax.nn.softmax(logits) @ self.atoms
 
-    def update_critics(
-        self, learner: SACLearner, batch: Batch, key: jax.Array
-    ) -> tuple[SACLearner, dict[str, jax.Array]]:
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    def crossq_optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate, b1=self.critic_momentum)
+
+    def temperature_optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.temperature_learning_rate)
+
+    # Init -------------------------------------------------------------------------------------
+
+    def init_learner(self, key: jax.Array, obs: jax.Array) -> SoftGACLearner:
+        actor_key, critic_key = jax.random.split(key)
+        actor = self.init_actor(actor_key, obs)
+        critics, target_critics, critic_opt = self.init_critics(critic_key, obs)
+        log_temperature = jnp.log(jnp.asarray(self.temperature, jnp.float32))
+        return SoftGACLearner(
+            actor=actor,
+            critics=critics,
+            target_critics=target_critics,
+            log_temperature=log_temperature,
+            actor_opt=self.optimizer().init(actor),
+            critic_opt=critic_opt,
+            temperature_opt=self.temperature_optimizer().init(log_temperature),
+        )
+
+    def init_actor(self, key: jax.Array, obs: jax.Array) -> Any:
+        """Parameters of each step's own network, stacked (K, ...)."""
+        module, z = self.make_actor(), jnp.zeros((self.action_size,))
+        keys = jax.random.split(key, self.bridge_steps)
+        steps = [module.init(k, obs.reshape(-1), z) for k in keys]
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *steps)
+
+    def init_critics(self, key: jax.Array, obs: jax.Array) -> tuple[Any, Any, Any]:
+        """Both critics, their targets and the optimiser's state."""
+        keys, size = jax.random.split(key), obs.size + self.action_size
         if self.critic == "twin":
-            return super().update_critics(learner, batch, key)
+            twin = self.make_twin_critic()
+            critics = tuple(twin.init(k, jnp.zeros((size,))) for k in keys)
+            return critics, copy_of(critics), self.optimizer().init(critics)
+        crossq = self.make_crossq_critic()
+        critics = tuple(crossq.init(k, jnp.zeros((2, size)), True) for k in keys)
+        params = tuple(critic["params"] for critic in critics)
+        return critics, (), self.crossq_optimizer().init(params)
+
+    # Update -----------------------------------------------------------------------------------
+
+    def update(
+        self, learner: SoftGACLearner, batch: Batch, key: jax.Array, n: jax.Array
+    ) -> tuple[SoftGACLearner, dict[str, jax.Array]]:
+        critic_key, actor_key = jax.random.split(key)
+
+        # Critics, towards r + gamma (1 - terminated) [Q(s', a') - temperature C(s', a')].
+        critic_step = self.twin_step if self.critic == "twin" else self.crossq_step
+        learner, critic_metrics = critic_step(learner, batch, critic_key)
+
+        # Actor and temperature, at every policy_delay-th gradient step.
+        def move(learner):
+            return self.actor_step(learner, batch, actor_key)
+
+        due = n % self.policy_delay == 0
+        learner, actor_metrics = learn_if(due, move, learner, missing=MISSING)
+        return learner, critic_metrics | actor_metrics
+
+    def twin_step(
+        self, learner: SoftGACLearner, batch: Batch, key: jax.Array
+    ) -> tuple[SoftGACLearner, dict[str, jax.Array]]:
+        """SAC's critics: squared errors, from the smaller value of two target critics."""
+        temperature = jnp.exp(learner.log_temperature)
+        noise = self.noise(key, batch.action.shape)
+        next_action, next_cost = self.path(learner.actor, batch.next_obs, noise)
+        next_q = self.q_values(learner.target_critics, batch.next_obs, next_action).min(axis=0)
+        next_value = next_q - temperature * next_cost
+        reward = self.reward_scale * batch.reward
+        target = td_target(reward, batch.terminated, next_value, self.gamma)
+
+        def critic_loss(critics):
+            q = self.q_values(critics, batch.obs, batch.action)
+            errors = 0.5 * ((q - target) ** 2).sum(axis=0)
+            return valid_mean(errors, batch.valid), q.mean()
+
+        critics, critic_opt, loss, q_mean = descend(
+            self.optimizer(), critic_loss, learner.critics, learner.critic_opt
+        )
+        learner = learner._replace(
+            critics=critics,
+            target_critics=polyak(learner.target_critics, critics, self.tau),
+            critic_opt=critic_opt,
+        )
+        return learner, {"critic_loss": loss, "q_mean": q_mean}
+
+    def crossq_step(
+        self, learner: SoftGACLearner, batch: Batch, key: jax.Array
+    ) -> tuple[SoftGACLearner, dict[str, jax.Array]]:
+        """Cross-entropy to the projected mean of both critics' distributions at the next step."""
         size, temperature = len(batch.action), jnp.exp(learner.log_temperature)
         noise = self.noise(key, batch.action.shape)
-        next_action, cost = self.path(learner.actor, batch.next_obs, noise)
-
+        next_action, next_cost = self.path(learner.actor, batch.next_obs, noise)
+        reward = self.reward_scale * batch.reward[:, None]
+        next_atoms = self.atoms - temperature * next_cost[:, None]
+        places = td_target(reward, batch.terminated[:, None], next_atoms, self.gamma)
         # Both steps pass the critic as one batch, so that its statistics are those of both.
-        def inputs(obs, action):
-            return jnp.concatenate([obs.reshape(size, -1), action], axis=-1)
-
-        joint = jnp.concatenate(
-            [inputs(batch.obs, batch.action), inputs(batch.next_obs, next_action)]
+        inputs = jnp.concatenate(
+            [critic_inputs(batch.obs, batch.action), critic_inputs(batch.next_obs, next_action)]
         )
-        alive = self.gamma * (1 - batch.terminated)[:, None]
-        shifted = self.reward_scale * batch.reward[:, None] + alive * (
-            self.atoms - temperature * cost[:, None]
-        )
-        module = CrossQCritic(self.hidden_sizes)
+        module = self.make_crossq_critic()
         moments = [critic["batch_stats"] for critic in learner.critics]
 
-        def loss_fn(params):
-            passed = [
-                module.apply({"params": p, "batch_stats": m}, joint, True, mutable=["batch_stats"])
+        def critic_loss(params):
+            outputs = [
+                module.apply({"params": p, "batch_stats": m}, inputs, True, mutable=["batch_stats"])
                 for p, m in zip(params, moments, strict=True)
             ]
-            logits = jnp.stack([logits for logits, _ in passed])  # (2, 2B, ATOMS)
+            logits = jnp.stack([logits for logits, _ in outputs])  # (2, 2B, A)
             next_probs = lax.stop_gradient(jax.nn.softmax(logits[:, size:]).mean(axis=0))
-            target = project(next_probs, shifted, self.atoms)
+            target = project_to_atoms(next_probs, places, self.atoms)
             log_probs = jax.nn.log_softmax(logits[:, :size])
             probs = jnp.exp(log_probs)
             cross_entropy = -(target * log_probs).sum(axis=-1)
             negentropy = (probs * log_probs).sum(axis=-1)
-            losses = (cross_entropy + NEGENTROPY_COEF * negentropy).sum(axis=0)
-            q_mean = (probs @ self.atoms).mean()
-            return valid_mean(losses, batch.valid), ([new for _, new in passed], q_mean)
+            losses = (cross_entropy + self.negentropy_coef * negentropy).sum(axis=0)
+            new_moments = [updated for _, updated in outputs]
+            return valid_mean(losses, batch.valid), (new_moments, (probs @ self.atoms).mean())
 
         params = tuple(critic["params"] for critic in learner.critics)
-        (loss, (new, q_mean)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, critic_opt = self.critic_optimizer().update(grads, learner.critic_opt)
-        critics = tuple(
-            {"params": p, **m}
-            for p, m in zip(optax.apply_updates(params, updates), new, strict=True)
+        params, critic_opt, loss, (moments, q_mean) = descend(
+            self.crossq_optimizer(), critic_loss, params, learner.critic_opt
         )
+        critics = tuple({"params": p, **m} for p, m in zip(params, moments, strict=True))
         learner = learner._replace(critics=critics, critic_opt=critic_opt)
         return learner, {"critic_loss": loss, "q_mean": q_mean}
 
-    # Training ---------------------------------------------------------------------------------
+    def actor_step(
+        self, learner: SoftGACLearner, batch: Batch, key: jax.Array
+    ) -> tuple[SoftGACLearner, dict[str, jax.Array]]:
+        """E[temperature C(s, a) - min Q(s, a)], and the temperature towards the cost's target."""
+        temperature = jnp.exp(learner.log_temperature)
+        pairs = max(self.num_particles // 2, 1)
+        noise = self.noise(key, (pairs, *batch.action.shape))
+        if self.num_particles > 1:
+            noise = antithetic(noise)
+        obs = jnp.broadcast_to(batch.obs, (self.num_particles, *batch.obs.shape))
+        flat_obs = obs.reshape(-1, *batch.obs.shape[1:])
 
-    def init_learner(self, key: jax.Array, obs: jax.Array) -> SACLearner:
-        learner = super().init_learner(key, obs)
-        if self.critic == "twin":
-            return learner
-        params = tuple(critic["params"] for critic in learner.critics)
-        critic_opt = self.critic_optimizer().init(params)
-        return learner._replace(target_critics=(), critic_opt=critic_opt)
+        def actor_loss(actor):
+            action, cost = self.path(actor, obs, noise)
+            q = self.q_values(learner.critics, flat_obs, action.reshape(-1, self.action_size))
+            return (temperature * cost).mean() - q.min(axis=0).mean(), cost.mean()
 
-    def update(
-        self, learner: SACLearner, batch: Batch, key: jax.Array, n: jax.Array
-    ) -> tuple[SACLearner, dict[str, jax.Array]]:
-        critic_key, actor_key = jax.random.split(key)
-        learner, metrics = self.update_critics(learner, batch, critic_key)
-
-        def move(learner):
-            return self.update_actor(learner, batch, actor_key, n)
-
-        def rest(learner):
-            shapes = jax.eval_shape(move, learner)[1]
-            return learner, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-
-        learner, actor_metrics = lax.cond(n % self.policy_delay == 0, move, rest, learner)
-        return learner, metrics | actor_metrics
-
-    def sample(self, key: jax.Array, memory: Replay, written: jax.Array) -> Batch:
-        """A share of the batch from the newest steps, the rest from all."""
-        newest = round(NEWEST_SHARE * self.batch_size)
-        keys, rows = jax.random.split(key), max(NEWEST // self.num_envs, 2)
-        parts = (
-            replay.sample(keys[0], memory, written, self.batch_size - newest),
-            replay.sample(keys[1], memory, written, newest, newest=rows),
+        actor, actor_opt, loss, cost = descend(
+            self.optimizer(), actor_loss, learner.actor, learner.actor_opt
         )
-        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+        move, temperature_opt = self.temperature_optimizer().update(
+            self.path_cost_target - cost, learner.temperature_opt
+        )
+        learner = learner._replace(
+            actor=actor,
+            log_temperature=learner.log_temperature + move,
+            actor_opt=actor_opt,
+            temperature_opt=temperature_opt,
+        )
+        return learner, {"actor_loss": loss, "temperature": temperature, "penalty": cost}
+
+    @property
+    def path_cost_target(self) -> float | jax.Array:
+        """Where the temperature holds the mean cost of a path."""
+        return self.cost_target * self.bridge_steps * self.action_size
+
+    # Acting -----------------------------------------------------------------------------------
+
+    def act(self, actor: Any, obs: jax.Array, key: jax.Array, deterministic: bool) -> jax.Array:
+        """Actions (..., D) at observations (..., *obs): of a path without noise from 0, or with."""
+        batch = obs.shape[: obs.ndim - len(self.obs_shape)]
+        noise = self.noise(key, (*batch, self.action_size))
+        if deterministic:
+            noise = jax.tree.map(jnp.zeros_like, noise)
+        return self.path(actor, obs, noise)[0]
+
+    def explore(
+        self, learner: SoftGACLearner, obs: jax.Array, key: jax.Array, progress: jax.Array
+    ) -> jax.Array:
+        return self.act(learner.actor, obs, key, deterministic=False)
+
+    def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
+        """The end of a path, with its noise or without."""
+
+        @memoryless
+        def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
+            obs = self.normalize(state.obs_moments, obs)
+            return self.env_action(self.act(state.learner.actor, obs, key, deterministic))
+
+        return policy
+
+
+def critic_inputs(obs: jax.Array, action: jax.Array) -> jax.Array:
+    """[obs, action] (B, ...) in a row."""
+    return jnp.concatenate([obs.reshape(len(action), -1), action], axis=-1)
 
 
 def bridge(drift_and_scale: Any, params: Any, noise: Noise) -> tuple[jax.Array, jax.Array]:
@@ -314,14 +433,3 @@ def antithetic(noise: Noise) -> Noise:
         jnp.concatenate([noise.base, -noise.base]),
         jnp.concatenate([noise.steps, -noise.steps], axis=1),
     )
-
-
-def project(probs: jax.Array, places: jax.Array, atoms: jax.Array) -> jax.Array:
-    """Mass `probs` (B, A) at `places` (B, A) moved to the evenly spaced atoms (A,) around it.
-
-    Bellemare, Dabney & Munos 2017, algorithm 1; what lies outside goes to the outermost atoms.
-    """
-    gap = atoms[1] - atoms[0]
-    places = jnp.clip(places, atoms[0], atoms[-1])
-    share = 1 - jnp.abs(places[:, None, :] - atoms[None, :, None]) / gap  # (B, to, from)
-    return (jnp.clip(share, 0, 1) * probs[:, None, :]).sum(axis=-1)

@@ -2,68 +2,169 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from agents.offline.iql import WeightedCloning
-from jaxrl.agent import traced
-from jaxrl.loops.offline import polyak
+from jaxrl import spaces
+from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.loops.learner import Learner, LearnerState
+from jaxrl.parts.distributions import Categorical, Normal
+from jaxrl.parts.losses import action_value, td_target, weighted_cloning_loss
+from jaxrl.parts.networks import Network
+from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
+
+LOG_STD_RANGE = (-5.0, 2.0)  # that the policy's log-deviation is clipped to
 
 
 class AWACLearner(NamedTuple):
     actor: Any
-    critics: Any
+    critics: Any  # two
     target_critics: Any
     actor_opt: Any
     critic_opt: Any
 
 
-class AWAC(WeightedCloning):
-    """Q of the policy itself; the policy clones recorded actions by their advantage over it."""
+class AWAC(Learner):
+    """Advantage-weighted actor-critic from recorded data; discrete and continuous actions.
 
+    Q is that of the policy itself, which clones recorded actions by their advantage over it.
+    """
+
+    offline_only: ClassVar[bool] = True
+
+    num_updates: int = static(100, "[1, inf)", "gradient steps per iteration")
+    learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size, of all networks")
+    gamma: float = traced(0.99, "[0, 1]", "discount")
+    tau: float = traced(0.005, "(0, 1]", "how far target networks move when they do")
     temperature: float = traced(1 / 3, "(0, inf)", "of the weights exp(advantage / temperature)")
+    max_weight: float = traced(100.0, "(0, inf]", "that weights are clipped to")
+    reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards")
+    hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of every network")
+
+    # Networks ---------------------------------------------------------------------------------
+
+    def make_network(self, outputs: int, obs_ndim: int, output_scale: float = 1.0) -> Network:
+        return Network(
+            outputs=outputs,
+            obs_ndim=obs_ndim,
+            hidden_sizes=self.hidden_sizes,
+            activation="relu",
+            output_scale=output_scale,
+        )
+
+    def make_actor(self) -> Network:
+        """From an observation to logits, or to a mean before the tanh that bounds it."""
+        size = spaces.action_size(self.action_space)
+        return self.make_network(size, len(self.obs_shape), output_scale=0.01)
+
+    def make_critic(self) -> Network:
+        """Q of every action where they are discrete, else of an observation and an action."""
+        if self.discrete:
+            return self.make_network(spaces.action_size(self.action_space), len(self.obs_shape))
+        return self.make_network(1, obs_ndim=1)
+
+    def distribution(self, actor: Any, obs: jax.Array) -> Normal | Categorical:
+        """The policy at (normalised) observations."""
+        output = self.make_actor().apply(actor["net"], obs)
+        if self.discrete:
+            return Categorical(output)
+        log_std = jnp.clip(actor["log_std"], *LOG_STD_RANGE)
+        return Normal(jnp.tanh(output), jnp.broadcast_to(log_std, output.shape))
+
+    def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Both critics' values (2, B) of actions as they are recorded."""
+        if self.discrete:
+            return jnp.stack(
+                [action_value(self.make_critic().apply(c, obs), action) for c in critics]
+            )
+        inputs = jnp.concatenate([obs.reshape(len(obs), -1), action], axis=-1)
+        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    # Init -------------------------------------------------------------------------------------
 
     def init_learner(self, key: jax.Array, obs: jax.Array) -> AWACLearner:
         actor_key, critic_key = jax.random.split(key)
-        actor, critics = self.init_actor(actor_key, obs), self.init_critics(critic_key, obs)
+        size = spaces.action_size(self.action_space)
+        actor = {"net": self.make_actor().init(actor_key, obs)}
+        if not self.discrete:  # a log-deviation that is the same everywhere
+            actor["log_std"] = jnp.zeros(size, jnp.float32)
+        inputs = obs if self.discrete else jnp.zeros((obs.size + size,))
+        critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
         return AWACLearner(
             actor=actor,
             critics=critics,
-            target_critics=jax.tree.map(jnp.copy, critics),  # the carry is donated: no aliases
+            target_critics=copy_of(critics),
             actor_opt=self.optimizer().init(actor),
             critic_opt=self.optimizer().init(critics),
         )
 
+    # Update -----------------------------------------------------------------------------------
+
     def update(
         self, learner: AWACLearner, batch: Batch, key: jax.Array, n: jax.Array
     ) -> tuple[AWACLearner, dict[str, jax.Array]]:
-        next_key, here_key = jax.random.split(key)
+        next_key, advantage_key = jax.random.split(key)
 
         def value(critics, obs, key):
-            """Q of an action of the policy, the lesser of both critics' (B,)."""
+            """min Q of an action of the policy (B,)."""
             action = self.distribution(learner.actor, obs).sample(key)
             if not self.discrete:
                 action = jnp.clip(action, -1, 1)
             return self.q_values(critics, obs, action).min(axis=0)
 
+        # Critics, towards r + gamma min Q'(s', a') with a' of the policy.
         next_value = value(learner.target_critics, batch.next_obs, next_key)
-        target = self.backup(batch, next_value)
-        critics, critic_opt, critic_metrics = self.fit_critics(
-            learner.critics, learner.critic_opt, batch, target
+        reward = self.reward_scale * batch.reward
+        target = td_target(reward, batch.terminated, next_value, self.gamma)
+
+        def critic_loss(critics):
+            q = self.q_values(critics, batch.obs, batch.action)
+            return 0.5 * ((q - target) ** 2).sum(axis=0).mean(), q.mean()
+
+        critics, critic_opt, critic_loss_value, q_mean = descend(
+            self.optimizer(), critic_loss, learner.critics, learner.critic_opt
         )
+
+        # Actor, cloning with weights exp(advantage / temperature).
         q = self.q_values(critics, batch.obs, batch.action).min(axis=0)
-        advantage = q - value(critics, batch.obs, here_key)
-        actor, actor_opt, actor_metrics = self.clone(
-            learner.actor, learner.actor_opt, batch, advantage / self.temperature
+        advantage = q - value(critics, batch.obs, advantage_key)
+
+        def actor_loss(actor):
+            log_prob = self.distribution(actor, batch.obs).log_prob(batch.action)
+            return weighted_cloning_loss(log_prob, advantage / self.temperature, self.max_weight)
+
+        actor, actor_opt, actor_loss_value, weight = descend(
+            self.optimizer(), actor_loss, learner.actor, learner.actor_opt
         )
-        learner = AWACLearner(
+        metrics = {
+            "critic_loss": critic_loss_value,
+            "q_mean": q_mean,
+            "actor_loss": actor_loss_value,
+            "weight": weight,
+        }
+        return AWACLearner(
             actor=actor,
             critics=critics,
             target_critics=polyak(learner.target_critics, critics, self.tau),
             actor_opt=actor_opt,
             critic_opt=critic_opt,
-        )
-        return learner, {**critic_metrics, **actor_metrics}
+        ), metrics
+
+    # Acting -----------------------------------------------------------------------------------
+
+    def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
+        """The mode of the policy, or a sample, within the box."""
+
+        @memoryless
+        def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
+            dist = self.distribution(state.learner.actor, self.normalize(state.obs_moments, obs))
+            return self.env_action(dist.mode() if deterministic else dist.sample(key))
+
+        return policy

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxrl import spaces
-from jaxrl.loops.offline import OfflineCritic, OfflineState, polyak
+from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.loops.learner import Learner, LearnerState
+from jaxrl.parts.losses import action_value, td_target
+from jaxrl.parts.networks import Network
+from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
 
 
@@ -21,16 +25,26 @@ class FQELearner(NamedTuple):
     opt_state: Any
 
 
-class FQE(OfflineCritic):
-    """Q regressed on r + gamma Q'(s', a') with a' from `target`, a policy `(obs, key) -> action`.
+class FQE(Learner):
+    """Fitted Q evaluation of a policy from recorded data; discrete and continuous actions.
 
-    `target` acts in the environment's own units, like `agent.policy(state)`; it is part of the
-    program's identity. `value` is what it is all for.
+    Q is regressed on r + gamma Q'(s', a') with a' from `target`, a policy without memory or a plain
+    function `(obs, key) -> action`. It acts in the environment's own units, like
+    `agent.policy(state)`, and is part of the program's identity. `value` is what it is all for.
     """
 
-    target: Callable[[jax.Array, jax.Array], jax.Array] | None = dataclasses.field(
+    offline_only: ClassVar[bool] = True
+
+    target: Policy | Callable[[jax.Array, jax.Array], jax.Array] | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
+    num_updates: int = static(100, "[1, inf)", "gradient steps per iteration")
+    learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size")
+    gamma: float = traced(0.99, "[0, 1]", "discount")
+    tau: float = traced(0.005, "(0, 1]", "how far the target network moves at each gradient step")
+    hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of the hidden layers")
+
+    # Networks ---------------------------------------------------------------------------------
 
     def check(self) -> None:
         super().check()
@@ -38,35 +52,70 @@ class FQE(OfflineCritic):
             raise ValueError("fqe: normalize_observations=True: its target sees them as they are")
         if self.target is None:
             raise ValueError("fqe: target=None: give it the policy that is to be evaluated")
+        if jax.tree.leaves(self.target_policy.initial()):
+            raise ValueError(
+                "fqe: target has a memory: recorded steps do not hold what it remembers"
+            )
+
+    def make_critic(self) -> Network:
+        """Q of every action where they are discrete, else of an observation and an action."""
+        return Network(
+            outputs=spaces.action_size(self.action_space) if self.discrete else 1,
+            obs_ndim=len(self.obs_shape) if self.discrete else 1,
+            hidden_sizes=self.hidden_sizes,
+            activation="relu",
+        )
+
+    def q_value(self, params: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Q (B,) of actions as they are recorded: integers (B,), or (B, D) within [-1, 1]."""
+        if self.discrete:
+            return action_value(self.make_critic().apply(params, obs), action)
+        inputs = jnp.concatenate([obs.reshape(len(obs), -1), action], axis=-1)
+        return self.make_critic().apply(params, inputs)[:, 0]
 
     def act(self, obs: jax.Array, key: jax.Array) -> jax.Array:
-        """The target policy's actions, as they would be recorded, at raw observations (B, ...)."""
-        assert self.target is not None
-        action = jax.vmap(self.target)(obs, jax.random.split(key, len(obs)))
+        """The target policy's actions, as they would be recorded, at observations (B, ...)."""
+        action = jax.vmap(self.target_policy)(obs, jax.random.split(key, len(obs)))
         return action if self.discrete else spaces.from_box(self.action_space, action)
 
+    @property
+    def target_policy(self) -> Policy:
+        assert self.target is not None
+        return memoryless(self.target)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    # Init -------------------------------------------------------------------------------------
+
     def init_learner(self, key: jax.Array, obs: jax.Array) -> FQELearner:
-        params = self.init_critic(key, obs)
-        # A copy: the carry is donated, and one buffer cannot be donated twice.
-        return FQELearner(params, jax.tree.map(jnp.copy, params), self.optimizer().init(params))
+        size = spaces.action_size(self.action_space)
+        inputs = obs if self.discrete else jnp.zeros((obs.size + size,))
+        params = self.make_critic().init(key, inputs)
+        return FQELearner(params, copy_of(params), self.optimizer().init(params))
+
+    # Update -----------------------------------------------------------------------------------
 
     def update(
         self, learner: FQELearner, batch: Batch, key: jax.Array, n: jax.Array
     ) -> tuple[FQELearner, dict[str, jax.Array]]:
-        next_q = self.q_value(learner.target_params, batch.next_obs, self.act(batch.next_obs, key))
-        target = batch.reward + self.gamma * (1 - batch.terminated) * next_q
+        next_action = self.act(batch.next_obs, key)
+        next_q = self.q_value(learner.target_params, batch.next_obs, next_action)
+        target = td_target(batch.reward, batch.terminated, next_q, self.gamma)
 
         def loss_fn(params):
             q = self.q_value(params, batch.obs, batch.action)
             return 0.5 * ((q - target) ** 2).mean(), q.mean()
 
-        (loss, q_mean), grads = jax.value_and_grad(loss_fn, has_aux=True)(learner.params)
-        updates, opt_state = self.optimizer().update(grads, learner.opt_state)
-        params = optax.apply_updates(learner.params, updates)
+        params, opt_state, loss, q_mean = descend(
+            self.optimizer(), loss_fn, learner.params, learner.opt_state
+        )
         target_params = polyak(learner.target_params, params, self.tau)
         return FQELearner(params, target_params, opt_state), {"loss": loss, "q_mean": q_mean}
 
-    def value(self, state: OfflineState, key: jax.Array) -> jax.Array:
+    # Acting -----------------------------------------------------------------------------------
+
+    def value(self, state: LearnerState, key: jax.Array) -> jax.Array:
         """The target policy's mean value of the states that recorded episodes began in."""
         assert self.data is not None
         ended = self.data.terminated | self.data.truncated
@@ -74,6 +123,6 @@ class FQE(OfflineCritic):
         q = self.q_value(state.learner.params, self.data.obs, self.act(self.data.obs, key))
         return jnp.where(first, q, 0).sum() / first.sum()
 
-    def policy(self, state: OfflineState, deterministic: bool = True) -> Any:
+    def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
         """The policy that is evaluated."""
-        return self.target
+        return self.target_policy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,60 +10,20 @@ import optax
 from jax import lax
 
 from jaxrl import spaces
-from jaxrl.agent import traced
-from jaxrl.loops.offline import OfflineActorCritic, OfflineState, polyak
+from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import Categorical, Normal
+from jaxrl.parts.losses import action_value, expectile_loss, td_target, weighted_cloning_loss
+from jaxrl.parts.networks import Network
+from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
 
-LOG_STD_RANGE = (-5.0, 2.0)
-
-
-class WeightedCloning(OfflineActorCritic):
-    """A normal or categorical policy fitted to recorded actions, weighted by exp(advantage)."""
-
-    max_weight: float = traced(100.0, "(0, inf]", "that weights are clipped to")
-
-    def init_actor(self, key: jax.Array, obs: jax.Array) -> Any:
-        """A network, and for continuous actions a log-deviation that is the same everywhere."""
-        net = self.make_actor().init(key, obs)
-        if self.discrete:
-            return {"net": net}
-        return {"net": net, "log_std": jnp.zeros(spaces.action_size(self.action_space))}
-
-    def distribution(self, actor: Any, obs: jax.Array) -> Normal | Categorical:
-        output = self.make_actor().apply(actor["net"], obs)
-        if self.discrete:
-            return Categorical(output)
-        log_std = jnp.clip(actor["log_std"], *LOG_STD_RANGE)
-        return Normal(jnp.tanh(output), jnp.broadcast_to(log_std, output.shape))
-
-    def clone(
-        self, actor: Any, opt: Any, batch: Batch, log_weight: jax.Array
-    ) -> tuple[Any, Any, dict[str, jax.Array]]:
-        """One gradient step on the weighted log-likelihood, given unclipped log-weights (B,)."""
-        weight = jnp.minimum(jnp.exp(log_weight), self.max_weight)
-
-        def loss_fn(actor):
-            return -(weight * self.distribution(actor, batch.obs).log_prob(batch.action)).mean()
-
-        loss, grads = jax.value_and_grad(loss_fn)(actor)
-        updates, opt = self.optimizer().update(grads, opt)
-        metrics = {"actor_loss": loss, "weight": weight.mean()}
-        return optax.apply_updates(actor, updates), opt, metrics
-
-    def policy(self, state: OfflineState, deterministic: bool = True) -> Any:
-        """The mode of the policy, or a sample, within the box."""
-
-        def act(obs: jax.Array, key: jax.Array) -> jax.Array:
-            dist = self.distribution(state.learner.actor, self.normalize(state.obs_moments, obs))
-            return self.env_action(dist.mode() if deterministic else dist.sample(key))
-
-        return act
+LOG_STD_RANGE = (-5.0, 2.0)  # that the policy's log-deviation is clipped to
 
 
 class IQLLearner(NamedTuple):
     actor: Any
-    critics: Any
+    critics: Any  # two
     target_critics: Any
     value: Any
     actor_opt: Any
@@ -71,51 +31,140 @@ class IQLLearner(NamedTuple):
     value_opt: Any
 
 
-class IQL(WeightedCloning):
-    """V an expectile of Q over recorded actions; Q backs up V; the policy clones by advantage."""
+class IQL(Learner):
+    """Implicit Q-learning from recorded data; discrete and continuous actions.
 
+    V is an expectile of Q over recorded actions, Q backs up V, and the policy clones recorded
+    actions by their advantage. No action but a recorded one is ever evaluated.
+    """
+
+    offline_only: ClassVar[bool] = True
+
+    num_updates: int = static(100, "[1, inf)", "gradient steps per iteration")
+    learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size, of all networks")
+    gamma: float = traced(0.99, "[0, 1]", "discount")
+    tau: float = traced(0.005, "(0, 1]", "how far target networks move when they do")
     expectile: float = traced(0.7, "(0, 1)", "of Q that V is fitted to (0.9 for mazes)")
     beta: float = traced(3.0, "[0, inf)", "inverse temperature of the weights (10 for mazes)")
+    max_weight: float = traced(100.0, "(0, inf]", "that weights are clipped to")
+    reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards")
+    hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of every network")
+
+    # Networks ---------------------------------------------------------------------------------
+
+    def make_network(self, outputs: int, obs_ndim: int, output_scale: float = 1.0) -> Network:
+        return Network(
+            outputs=outputs,
+            obs_ndim=obs_ndim,
+            hidden_sizes=self.hidden_sizes,
+            activation="relu",
+            output_scale=output_scale,
+        )
+
+    def make_actor(self) -> Network:
+        """From an observation to logits, or to a mean before the tanh that bounds it."""
+        size = spaces.action_size(self.action_space)
+        return self.make_network(size, len(self.obs_shape), output_scale=0.01)
+
+    def make_critic(self) -> Network:
+        """Q of every action where they are discrete, else of an observation and an action."""
+        if self.discrete:
+            return self.make_network(spaces.action_size(self.action_space), len(self.obs_shape))
+        return self.make_network(1, obs_ndim=1)
+
+    def make_value(self) -> Network:
+        return self.make_network(1, len(self.obs_shape))
+
+    def distribution(self, actor: Any, obs: jax.Array) -> Normal | Categorical:
+        """The policy at (normalised) observations."""
+        output = self.make_actor().apply(actor["net"], obs)
+        if self.discrete:
+            return Categorical(output)
+        log_std = jnp.clip(actor["log_std"], *LOG_STD_RANGE)
+        return Normal(jnp.tanh(output), jnp.broadcast_to(log_std, output.shape))
+
+    def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Both critics' values (2, B) of actions as they are recorded."""
+        if self.discrete:
+            return jnp.stack(
+                [action_value(self.make_critic().apply(c, obs), action) for c in critics]
+            )
+        inputs = jnp.concatenate([obs.reshape(len(obs), -1), action], axis=-1)
+        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+
+    def state_values(self, value: Any, obs: jax.Array) -> jax.Array:
+        return self.make_value().apply(value, obs)[:, 0]
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    # Init -------------------------------------------------------------------------------------
 
     def init_learner(self, key: jax.Array, obs: jax.Array) -> IQLLearner:
         actor_key, critic_key, value_key = jax.random.split(key, 3)
-        actor, critics = self.init_actor(actor_key, obs), self.init_critics(critic_key, obs)
-        value = self.make_network(1).init(value_key, obs)
+        size = spaces.action_size(self.action_space)
+        actor = {"net": self.make_actor().init(actor_key, obs)}
+        if not self.discrete:  # a log-deviation that is the same everywhere
+            actor["log_std"] = jnp.zeros(size, jnp.float32)
+        inputs = obs if self.discrete else jnp.zeros((obs.size + size,))
+        critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
+        value = self.make_value().init(value_key, obs)
         return IQLLearner(
             actor=actor,
             critics=critics,
-            target_critics=jax.tree.map(jnp.copy, critics),  # the carry is donated: no aliases
+            target_critics=copy_of(critics),
             value=value,
             actor_opt=self.optimizer().init(actor),
             critic_opt=self.optimizer().init(critics),
             value_opt=self.optimizer().init(value),
         )
 
-    def state_values(self, value: Any, obs: jax.Array) -> jax.Array:
-        return self.make_network(1).apply(value, obs)[:, 0]
+    # Update -----------------------------------------------------------------------------------
 
     def update(
         self, learner: IQLLearner, batch: Batch, key: jax.Array, n: jax.Array
     ) -> tuple[IQLLearner, dict[str, jax.Array]]:
+        optimizer = self.optimizer()
         q = self.q_values(learner.target_critics, batch.obs, batch.action).min(axis=0)
 
+        # V, an expectile of min Q' (eq. 5).
         def value_loss(value):
             v = self.state_values(value, batch.obs)
             return expectile_loss(q - v, self.expectile).mean(), v
 
-        (v_loss, v), grads = jax.value_and_grad(value_loss, has_aux=True)(learner.value)
-        updates, value_opt = self.optimizer().update(grads, learner.value_opt)
-        value = optax.apply_updates(learner.value, updates)
+        value, value_opt, value_loss_value, v = descend(
+            optimizer, value_loss, learner.value, learner.value_opt
+        )
 
+        # Critics, towards r + gamma V(s') (eq. 6).
         next_v = lax.stop_gradient(self.state_values(value, batch.next_obs))
-        target = self.backup(batch, next_v)
-        critics, critic_opt, critic_metrics = self.fit_critics(
-            learner.critics, learner.critic_opt, batch, target
+        reward = self.reward_scale * batch.reward
+        target = td_target(reward, batch.terminated, next_v, self.gamma)
+
+        def critic_loss(critics):
+            q = self.q_values(critics, batch.obs, batch.action)
+            return 0.5 * ((q - target) ** 2).sum(axis=0).mean(), q.mean()
+
+        critics, critic_opt, critic_loss_value, q_mean = descend(
+            optimizer, critic_loss, learner.critics, learner.critic_opt
         )
-        actor, actor_opt, actor_metrics = self.clone(
-            learner.actor, learner.actor_opt, batch, self.beta * (q - v)
+
+        # Actor, cloning with weights exp(beta (Q' - V)) (eq. 7).
+        def actor_loss(actor):
+            log_prob = self.distribution(actor, batch.obs).log_prob(batch.action)
+            return weighted_cloning_loss(log_prob, self.beta * (q - v), self.max_weight)
+
+        actor, actor_opt, actor_loss_value, weight = descend(
+            optimizer, actor_loss, learner.actor, learner.actor_opt
         )
-        learner = IQLLearner(
+        metrics = {
+            "critic_loss": critic_loss_value,
+            "q_mean": q_mean,
+            "actor_loss": actor_loss_value,
+            "weight": weight,
+            "value_loss": value_loss_value,
+        }
+        return IQLLearner(
             actor=actor,
             critics=critics,
             target_critics=polyak(learner.target_critics, critics, self.tau),
@@ -123,10 +172,16 @@ class IQL(WeightedCloning):
             actor_opt=actor_opt,
             critic_opt=critic_opt,
             value_opt=value_opt,
-        )
-        return learner, {**critic_metrics, **actor_metrics, "value_loss": v_loss}
+        ), metrics
 
+    # Acting -----------------------------------------------------------------------------------
 
-def expectile_loss(difference: jax.Array, expectile: float | jax.Array) -> jax.Array:
-    """|expectile - 1(d < 0)| d^2 (Kostrikov et al. 2021, equation 5)."""
-    return jnp.where(difference < 0, 1 - expectile, expectile) * difference**2
+    def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
+        """The mode of the policy, or a sample, within the box."""
+
+        @memoryless
+        def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
+            dist = self.distribution(state.learner.actor, self.normalize(state.obs_moments, obs))
+            return self.env_action(dist.mode() if deterministic else dist.sample(key))
+
+        return policy

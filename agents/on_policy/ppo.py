@@ -83,7 +83,8 @@ class PPO(OnPolicy):
             "critic": self.make_critic().init(critic_key, obs),
         }
         if not self.discrete:
-            params["log_std"] = jnp.zeros((spaces.action_size(self.action_space),))
+            size = spaces.action_size(self.action_space)
+            params["log_std"] = jnp.zeros((size,), jnp.float32)
         return params
 
     def init_optimizer(self, params: Any) -> Any:

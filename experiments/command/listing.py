@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import agents
-from experiments.command import report
+from experiments.command.printing import table
+from experiments.runs.formatting import value_text
 
 
 def all_agents() -> None:
-    report.table(["agent", "what it is"], [(name, agents.describe(name)) for name in agents.AGENTS])
+    table(["agent", "what it is"], [(name, agents.describe(name)) for name in agents.AGENTS])
 
 
 def all_envs() -> None:
@@ -18,7 +19,7 @@ def all_envs() -> None:
     rows = [envs_jax.describe(name) for name in envs_jax.list_envs()]
     columns = ["id", "observation", "action", "time_limit"]
     titles = ["environment", "observation", "action", "time limit"]
-    report.table(titles, [[row[c] for c in columns] for row in rows], right=["time limit"])
+    table(titles, [[row[c] for c in columns] for row in rows], right=["time limit"])
 
 
 def all_recipes() -> None:
@@ -35,7 +36,7 @@ def all_recipes() -> None:
         for recipe in recipes.everything()
     ]
     columns = ["agent", "environment", "steps", "published", "source"]
-    report.table(columns, rows, right=["steps", "published"])
+    table(columns, rows, right=["steps", "published"])
 
 
 def agent(name: str) -> None:
@@ -45,14 +46,14 @@ def agent(name: str) -> None:
         [
             h.name,
             h.kind,
-            report.value_text(h.default),
+            value_text(h.default),
             ", ".join(h.valid) if isinstance(h.valid, tuple) else h.valid or "",
             h.doc,
         ]
         for h in cls.hyperparameters()
     ]
     print(f"{name}: {agents.describe(name)}")
-    report.table(["hyper-parameter", "kind", "default", "accepted", "meaning"], rows)
+    table(["hyper-parameter", "kind", "default", "accepted", "meaning"], rows)
 
 
 LISTS = {"agents": all_agents, "envs": all_envs, "recipes": all_recipes}

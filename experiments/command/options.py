@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from experiments.command import parse
+from experiments.command import parse as values
 
 DESCRIPTION = "Train, sweep and evaluate reinforcement-learning agents in JAX."
 
@@ -20,150 +23,249 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The command's arguments; `line` is all of them as they were written.
+
+    Raises: ValueError for arguments that the command does not have; SystemExit as argparse does.
+    """
+    args, rest = parser().parse_known_args(words)
+    # argparse leaves over key=value words that stand behind an option.
+    misplaced = [word for word in rest if word.startswith("-") or not hasattr(args, "settings")]
+    if misplaced:
+        raise ValueError(f"unrecognized arguments: {' '.join(misplaced)}")
+    if rest:
+        args.settings += rest
+    args.line = shlex.join(["jaxrl", *words])
+    return args
+
+
+def check_resume(args: argparse.Namespace) -> None:
+    """Raise ValueError where AGENT and ENV are missing, or stand beside --resume."""
+    if args.resume is None:
+        if args.env is None:
+            raise ValueError("the following arguments are required: AGENT, ENV")
+        return
+    given = [word for word in (args.agent, args.env, *args.settings) if word is not None]
+    for name in (
+        "data",
+        "reference",
+        "evaluations",
+        "out",
+        "episodes",
+        "record",
+        "seed",
+        "seeds",
+        "random",
+    ):
+        if getattr(args, name, None) is not None:
+            given.append(f"--{name}")
+    if given:
+        raise ValueError(
+            f"{' '.join(given)}: --resume goes on with the settings that {args.resume} has; "
+            "it takes --steps, --on-nan and the options of saving, logging and devices only"
+        )
+
+
 def parser() -> Parser:
     """The command line's grammar."""
     top = Parser(prog="jaxrl", description=DESCRIPTION, allow_abbrev=False)
+    top.set_defaults(joined=False)  # of several processes that have found each other
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def add(name: str, help: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    for name, (add, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         command.set_defaults(command=name)
-        return command
+        add(command)
+    return top
 
-    def add_run_arguments(command: argparse.ArgumentParser, values: str) -> None:
-        command.add_argument("agent", metavar="AGENT", nargs="?", help="see `jaxrl list agents`")
-        command.add_argument("env", metavar="ENV", nargs="?", help="see `jaxrl list envs`")
-        command.add_argument("settings", metavar="key=value", nargs="*", default=[], help=values)
-        command.add_argument("--steps", type=positive, help="environment steps of each member")
-        command.add_argument(
-            "--resume",
-            metavar="DIR",
-            type=Path,
-            help="go on with the run in DIR, with the settings it has; --steps may be more",
-        )
-        command.add_argument(
-            "--checkpoint-every",
-            metavar="SECONDS",
-            type=natural,
-            default=60,
-            help="time from one checkpoint to the next (default: 60)",
-        )
-        command.add_argument(
-            "--keep",
-            type=positive,
-            default=2,
-            help="newest checkpoints to keep, besides the best (default: 2)",
-        )
-        command.add_argument(
-            "--data-parallel",
-            action="store_true",
-            help="members one after the other, the environments of each spread over the devices",
-        )
-        command.add_argument(
-            "--distributed",
-            action="store_true",
-            help="one of several processes that find each other: SLURM, Kubernetes, TPU pods",
-        )
-        command.add_argument(
-            "--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 listens"
-        )
-        command.add_argument("--num-processes", type=positive, help="how many processes there are")
-        command.add_argument("--process-id", type=natural, help="which of them this is, from 0")
-        command.add_argument(
-            "--memory",
-            metavar="BYTES",
-            type=nbytes,
-            help="what a program may take on all devices, as in 8G (default: what they have)",
-        )
-        command.add_argument(
-            "--tensorboard", action="store_true", help="event files into OUT/tensorboard as well"
-        )
-        command.add_argument(
-            "--wandb",
-            metavar="PROJECT",
-            help="a run of Weights & Biases as well (offline with WANDB_MODE=offline)",
-        )
-        command.add_argument(
-            "--log-member",
-            metavar="I",
-            type=natural,
-            help="TensorBoard and Weights & Biases get this member (default: the mean)",
-        )
-        command.add_argument(
-            "--on-nan",
-            choices=("report", "stop"),
-            default="report",
-            help="where a member's loss or parameters are not finite: leave it out, or stop",
-        )
-        command.add_argument(
-            "--data",
-            metavar="FILE",
-            help="learn from recorded steps: an HDF5 file in D4RL's layout, or minari:ID",
-        )
-        command.add_argument(
-            "--evaluations",
-            type=positive,
-            help="times to evaluate during training (default: 0; with --data 20)",
-        )
-        command.add_argument("--out", type=Path, help="run folder (default: runs/AGENT-ENV-TIME)")
-        command.add_argument(
-            "--episodes", type=positive, help="final evaluation episodes per member (default: 64)"
-        )
 
-    train = add("train", "train one setting, with one seed or several")
-    add_run_arguments(train, "a hyper-parameter, or env.NAME, as `jaxrl list AGENT` shows them")
-    which = train.add_mutually_exclusive_group()
-    which.add_argument("--seed", type=natural, help="the seed (default: 0)")
-    which.add_argument("--seeds", type=natural, help="run this many seeds: 0, 1, ...")
+def add_train(command: argparse.ArgumentParser) -> None:
+    add_experiment(command, "a hyper-parameter, or env.NAME, as `jaxrl list AGENT` shows them")
+    seeds = command.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=natural, help="the seed (default: 0)")
+    seeds.add_argument("--seeds", type=natural, help="run this many seeds: 0, 1, ...")
+    add_run(command)
 
-    sweep = add("sweep", "train every setting of a grid, or of a random search")
-    add_run_arguments(sweep, "key=v1,v2 or key=log:low:high:n or key=lin:low:high:n or key=value")
-    sweep.add_argument("--seeds", type=natural, help="seeds of each setting (default: 1)")
-    sweep.add_argument("--random", type=natural, help="draw this many settings from the ranges")
 
-    collect = add("collect", "train an agent and record D4RL-style datasets")
-    collect.add_argument("agent", metavar="AGENT", help="see `jaxrl list agents`")
-    collect.add_argument("env", metavar="ENV", help="see `jaxrl list envs`")
-    collect.add_argument(
-        "settings", metavar="key=value", nargs="*", default=[], help="a hyper-parameter of AGENT"
+def add_sweep(command: argparse.ArgumentParser) -> None:
+    add_experiment(command, "key=v1,v2 or key=log:low:high:n or key=lin:low:high:n or key=value")
+    command.add_argument("--seeds", type=natural, help="seeds of each setting (default: 1)")
+    command.add_argument("--random", type=natural, help="draw this many settings from the ranges")
+    add_run(command)
+
+
+def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
+    """What to train."""
+    add = command.add_argument
+    add("agent", metavar="AGENT", nargs="?", help="see `jaxrl list agents`")
+    add("env", metavar="ENV", nargs="?", help="see `jaxrl list envs`")
+    add("settings", metavar="key=value", nargs="*", default=[], help=settings)
+    add("--steps", type=positive, help="of each member: of its environment, gradient steps on data")
+    add(
+        "--data",
+        metavar="FILE",
+        help="learn from recorded steps: an HDF5 file in D4RL's layout, or minari:ID",
     )
-    collect.add_argument("--steps", type=positive, help="environment steps of its training")
-    collect.add_argument(
-        "--size", type=positive, default=100_000, help="steps in each dataset (default: 100000)"
+    add(
+        "--reference",
+        metavar="RANDOM,EXPERT",
+        type=two_numbers,
+        help="returns that scores lie between, as --reference=-20.3,3234.3 (default: the data's)",
     )
-    collect.add_argument("--seed", type=natural, default=0, help="the seed (default: 0)")
-    collect.add_argument("--out", type=Path, help="folder (default: data/ENV)")
-
-    evaluate = add("eval", "evaluate the trained agents of a run")
-    evaluate.add_argument("run", metavar="DIR", type=Path)
-    evaluate.add_argument("--member", type=int, help="only this member (default: all)")
-    evaluate.add_argument("--episodes", type=positive, default=64, help="episodes per member")
-    evaluate.add_argument("--seed", type=natural, default=0, help="of the episodes")
-    evaluate.add_argument(
-        "--stochastic", action="store_true", help="sample actions instead of taking the best"
+    add(
+        "--evaluations",
+        type=positive,
+        help="times to evaluate during training (default: 0; with --data 20)",
+    )
+    add("--episodes", type=positive, help="final evaluation episodes per member (default: 64)")
+    add(
+        "--record",
+        metavar="NAMES",
+        type=names,
+        help="what the environment reports besides rewards, to sum per episode: success,cost",
     )
 
-    watch = add("watch", "show the curves of a run that goes on, or has ended")
-    watch.add_argument("run", metavar="DIR", type=Path)
-    watch.add_argument(
+
+def add_run(command: argparse.ArgumentParser) -> None:
+    """How to train it, and where its results go."""
+    add = command.add_argument
+    add("--out", type=Path, help="run folder (default: runs/AGENT-ENV-TIME)")
+    add(
+        "--on-nan",
+        choices=("report", "stop"),
+        default="report",
+        help="where a member's loss or parameters are not finite: leave it out, or stop",
+    )
+    add(
+        "--memory",
+        metavar="BYTES",
+        type=nbytes,
+        help="what a program may take on all devices, as in 8G (default: what they have)",
+    )
+    add_saving(command)
+    add_logging(command)
+    add_devices(command)
+
+
+def add_saving(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "--resume",
+        metavar="DIR",
+        type=Path,
+        help="go on with the run in DIR, with the settings it has; --steps may be more",
+    )
+    add(
+        "--checkpoint-every",
+        metavar="SECONDS",
+        type=natural,
+        default=60,
+        help="time from one checkpoint to the next (default: 60)",
+    )
+    add(
+        "--keep",
+        type=positive,
+        default=2,
+        help="newest checkpoints to keep, besides the best (default: 2)",
+    )
+
+
+def add_logging(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--tensorboard", action="store_true", help="event files into OUT/tensorboard as well")
+    add(
+        "--wandb",
+        metavar="PROJECT",
+        help="a run of Weights & Biases as well (offline with WANDB_MODE=offline)",
+    )
+    add(
+        "--log-member",
+        metavar="I",
+        type=natural,
+        help="TensorBoard and Weights & Biases get this member (default: the mean)",
+    )
+
+
+def add_devices(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "--data-parallel",
+        action="store_true",
+        help="members one after the other, the environments of each spread over the devices",
+    )
+    add(
+        "--distributed",
+        action="store_true",
+        help="one of several processes that find each other: SLURM, Kubernetes, TPU pods",
+    )
+    add("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 listens")
+    add("--num-processes", type=positive, help="how many processes there are")
+    add("--process-id", type=natural, help="which of them this is, from 0")
+
+
+def add_collect(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("agent", metavar="AGENT", help="see `jaxrl list agents`")
+    add("env", metavar="ENV", help="see `jaxrl list envs`")
+    add("settings", metavar="key=value", nargs="*", default=[], help="a hyper-parameter of AGENT")
+    add("--steps", type=positive, help="environment steps of its training")
+    add("--size", type=positive, default=100_000, help="steps per dataset (default: 100000)")
+    add("--seed", type=natural, default=0, help="the seed (default: 0)")
+    add("--out", type=Path, help="folder (default: data/ENV)")
+
+
+def add_eval(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("run", metavar="DIR", type=Path)
+    add("--member", type=int, help="only this member (default: all)")
+    add("--episodes", type=positive, default=64, help="episodes per member (default: 64)")
+    add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
+    add("--stochastic", action="store_true", help="sample actions instead of taking the best")
+
+
+def add_watch(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("run", metavar="DIR", type=Path)
+    add(
         "--every", metavar="SECONDS", type=positive, default=5, help="between drawings (default: 5)"
     )
 
-    plot = add("plot", "draw the learning curves of one or several runs")
-    plot.add_argument("runs", metavar="DIR", type=Path, nargs="+")
-    plot.add_argument("--out", type=Path, help="figure (default: DIR/curve.png, or curves.png)")
 
-    listing = add("list", "list what there is")
-    listing.add_argument(
+def add_plot(command: argparse.ArgumentParser) -> None:
+    command.add_argument("runs", metavar="DIR", type=Path, nargs="+")
+    command.add_argument("--out", type=Path, help="figure (default: DIR/curve.png, or curves.png)")
+
+
+def add_reproduce(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("names", metavar="STUDY | STUDY/CELL | AGENT/ENV", nargs="*")
+    add("--all", dest="everything", action="store_true", help="all studies")
+    add("--quick", action="store_true", help="a small version of each, into runs/quick")
+    add("--page", action="store_true", help="run nothing, draw what there is")
+    add("--out", metavar="DIR", type=Path, help="a folder for their results")
+
+
+def add_list(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "what", metavar="agents | envs | recipes | AGENT", nargs="?", default="agents"
     )
-    return top
+
+
+COMMANDS = {
+    "train": (add_train, "train one setting, with one seed or several"),
+    "sweep": (add_sweep, "train every setting of a grid, or of a random search"),
+    "collect": (add_collect, "train an agent and record D4RL-style datasets"),
+    "eval": (add_eval, "evaluate the trained agents of a run"),
+    "watch": (add_watch, "show the curves of a run during training or after it"),
+    "plot": (add_plot, "draw the learning curves of one or several runs"),
+    "reproduce": (add_reproduce, "list the studies, or run some and write their results"),
+    "list": (add_list, "list agents, environments, recipes, or one agent's hyper-parameters"),
+}
 
 
 def natural(text: str) -> int:
     """A whole number from 0 up, also written 1e5."""
     try:
-        value = parse.whole(text)
+        value = values.whole(text)
     except (ValueError, OverflowError):
         value = -1
     if value < 0:
@@ -181,9 +283,28 @@ def positive(text: str) -> int:
 def nbytes(text: str) -> int:
     """Bytes, as in 8G."""
     try:
-        value = parse.size(text)
+        value = values.size(text)
     except (ValueError, OverflowError):
         value = 0
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is no number of bytes, such as 500M or 8G")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of bytes, such as 500M or 8G")
     return value
+
+
+def two_numbers(text: str) -> tuple[float, float]:
+    """Two different numbers joined by a comma."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if low == high or not math.isfinite(low) or not math.isfinite(high):
+        raise argparse.ArgumentTypeError(f"{text} is not two numbers, such as -20.3,3234.3")
+    return low, high
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names joined by commas."""
+    words = tuple(text.split(","))
+    if not all(words) or len(set(words)) < len(words):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of names, such as success,cost")
+    return words

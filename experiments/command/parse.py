@@ -5,11 +5,11 @@ Every function raises ValueError with one line that names the word and what is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxrl.training.sweep import Lin, Log
+    from jaxrl.training.search import Lin, Log
 
 Convert = Callable[[str], Any]
 
@@ -40,10 +40,9 @@ def whole(text: str) -> int:
 
 def size(text: str) -> int:
     """Bytes: a whole number, or one with K, M, G or T behind it, powers of 1024."""
-    power = "KMGT".find(text[-1:].upper()) + 1
-    if power and text[-1:]:
-        return int(float(text[:-1]) * 1024**power)
-    return whole(text)
+    powers = {"K": 1, "M": 2, "G": 3, "T": 4}
+    unit = text[-1:].upper()
+    return int(float(text[:-1]) * 1024 ** powers[unit]) if unit in powers else whole(text)
 
 
 def boolean(text: str) -> bool:
@@ -55,7 +54,7 @@ def boolean(text: str) -> bool:
 
 def whole_tuple(text: str) -> tuple[int, ...]:
     """Integers joined by x: 64x64."""
-    return tuple(whole(part) for part in text.split("x"))
+    return tuple(whole(word) for word in text.split("x"))
 
 
 TYPES: dict[type, tuple[Convert, str]] = {
@@ -94,30 +93,23 @@ def axis(
     `check` raises ValueError for a value that is not accepted. A range of whole numbers is
     rounded. In a `random` search a range stays a range and its n may be left out.
     """
-    from jaxrl.training.sweep import Lin, Log
+    from jaxrl.training.search import Lin, Log
 
-    ranges: dict[str, type[Log] | type[Lin]] = {"log": Log, "lin": Lin}
-    form, *rest = text.split(":")
-    if not rest:
-        values = [convert(name, item, kind) for item in text.split(",") if item]
+    form, *ends = text.split(":")
+    if not ends:
+        values = [convert(name, word, kind) for word in text.split(",") if word]
         if not values:
             raise ValueError(f"{name}={text}: the grid is empty")
-    elif form in ranges and kind in (int, float) and len(rest) in ((2, 3) if random else (3,)):
-        low, high = (convert(name, end, float) for end in rest[:2])
-        num = convert(name, rest[2], int) if len(rest) == 3 else 1
-        if num < 1:
-            raise ValueError(f"{name}={text}: the grid is empty")
-        if form == "log" and low <= 0:
-            raise ValueError(f"{name}={text}: a log range needs ends above 0")
-        if not low <= high < float("inf"):
-            raise ValueError(f"{name}={text}: the range must run from low to high")
-        found = ranges[form](low, high, num)
-        if random:
-            for end in (low, high):
-                if check:
-                    check(rounded(end, kind))
-            return found
-        values = [rounded(value, kind) for value in found.grid()]
+    elif (
+        kind in (int, float)
+        and form in ("log", "lin")
+        and len(ends) in ((2, 3) if random else (3,))
+    ):
+        low, high = (convert(name, end, float) for end in ends[:2])
+        num = convert(name, ends[2], int) if len(ends) == 3 else 1
+        check_range(f"{name}={text}", form, low, high, num)
+        spread = Log(low, high, num) if form == "log" else Lin(low, high, num)
+        values = [rounded(x, kind) for x in ((low, high) if random else spread.grid())]
     else:
         count = "[:n]" if random else ":n"
         raise ValueError(
@@ -126,19 +118,19 @@ def axis(
     if check:
         for value in values:
             check(value)
-    return values
+    return spread if ends and random else values
+
+
+def check_range(word: str, form: str, low: float, high: float, num: int) -> None:
+    """Raise ValueError where a range holds nothing, or cannot be."""
+    if num < 1:
+        raise ValueError(f"{word}: the grid is empty")
+    if form == "log" and low <= 0:
+        raise ValueError(f"{word}: a log range needs ends above 0")
+    if not low <= high < float("inf"):
+        raise ValueError(f"{word}: the range must run from low to high")
 
 
 def rounded(value: Any, kind: type) -> Any:
     """A number drawn from a range, made whole where `kind` is."""
     return round(value) if kind is int and isinstance(value, float) else value
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error line: the known names like an unknown one, or with its initials."""
-    import difflib
-
-    known = list(known)
-    initials = [k for k in known if "".join(word[0] for word in k.split("_")) == name]
-    names = initials or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(names)}?" if names else ""

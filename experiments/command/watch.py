@@ -1,4 +1,4 @@
-"""The curves of a run in the terminal, while it runs or after it."""
+"""`jaxrl watch`: the curves of a run in the terminal, during training or after it."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command.report import number
-from experiments.runs import curves, runs
+from experiments.runs import curves
+from experiments.runs.folder import RunFolder
+from experiments.runs.formatting import number
 from jaxrl.report import plots
 
+Line = dict[str, Any]
 
-def watch(folder: Path, every: float) -> None:
+
+def watch(path: Path, every: float) -> None:
     """Draw the curves every so many seconds until the run has ended, and refresh curve.png.
 
-    Where standard output is no terminal they are drawn once.
+    Where standard output is not a terminal they are drawn once.
 
-    Raises: ValueError where `folder` holds no run, or curve.png cannot be written.
+    Raises: ValueError where `path` holds no run, or curve.png cannot be written.
     """
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is not a run: it has no config.json")
+    folder = RunFolder.open(path)
     live = sys.stdout.isatty()
     while True:
-        ended = (folder / "summary.json").exists()
-        lines = read(folder / "log.jsonl")
-        text = f"{folder}: {state(lines, ended)}"
-        found = of_log(lines)
-        if found:
-            text = f"{drawing(found)}\n{text}"
+        ended = folder.has_ended
+        lines = read(folder.log)
+        text = f"{path}: {status(lines, ended, folder.unit)}"
+        drawn = curves_of(lines)
+        if drawn:
+            text = f"{in_characters(drawn, folder.unit)}\n{text}"
             if ended:
-                curves.draw([runs.open_run(folder)], folder / "curve.png")
+                curves.draw([folder], path / "curve.png")
             else:
-                title = "mean over members"
-                plots.save(plots.learning_curves(found, title=title), folder / "curve.png")
+                figure = plots.learning_curves(
+                    drawn, title="mean over members", xlabel=f"{folder.unit} per member"
+                )
+                plots.save(figure, path / "curve.png")
         if live:
             print("\x1b[2J\x1b[H", end="")  # a clear screen
         print(text, flush=True)
@@ -45,61 +49,65 @@ def watch(folder: Path, every: float) -> None:
         time.sleep(every)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl that are whole; a run that goes on may be writing the last."""
+def read(path: Path) -> list[Line]:
+    """The lines of a log.jsonl that are whole; a run may be writing the last.
+
+    A line's batch is called "program" in old folders.
+    """
     if not path.exists():
         return []
     lines = []
     for text in path.read_text().splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        lines.append({"batch": line.get("program")} | line)
     return lines
 
 
-def of_log(lines: list[dict[str, Any]]) -> list[plots.Curve]:
-    """Mean returns of training episodes, or of evaluations, over a member's steps, by program."""
+def curves_of(lines: list[Line]) -> list[plots.Curve]:
+    """Mean returns of training episodes, or of evaluations, over a member's steps, by batch."""
     name = "episode_return" if any("episode_return" in x for x in lines) else "evaluation_return"
-    found = []
-    for program in sorted({line["program"] for line in lines}):
+    curves = []
+    for batch in sorted({line["batch"] for line in lines}):
         # What a resumed run did again stands there twice: the last of each iteration holds.
-        of_program = {line["iteration"]: line for line in lines if line["program"] == program}
+        newest = {line["iteration"]: line for line in lines if line["batch"] == batch}
         points = [
             (line["env_steps"] / line["members"], line[name])
-            for _, line in sorted(of_program.items())
+            for _, line in sorted(newest.items())
             if line.get(name) is not None
         ]
         if len(points) > 1:
             steps, returns = np.asarray(points).T
-            found.append(plots.Curve(f"program {program}", steps, returns[None]))
-    return found
+            curves.append(plots.Curve(f"batch {batch}", steps, returns[None]))
+    return curves
 
 
-def drawing(found: list[plots.Curve]) -> str:
-    """The curves in characters."""
+def in_characters(drawn: list[plots.Curve], unit: str) -> str:
+    """Curves as text of 100 columns and 24 lines."""
     import plotext
 
     plotext.clear_figure()
     plotext.plotsize(100, 24)
     plotext.theme("clear")
-    for curve in found:
-        label = curve.label if len(found) > 1 else None
+    for curve in drawn:
+        label = curve.label if len(drawn) > 1 else None
         plotext.plot(curve.steps.tolist(), curve.returns[0].tolist(), label=label)
-    plotext.xlabel("steps of a member")
+    plotext.xlabel(f"{unit} per member")
     plotext.ylabel("return")
-    drawn: str = plotext.uncolorize(plotext.build())
-    return drawn.rstrip()
+    text: str = plotext.uncolorize(plotext.build())
+    return text.rstrip()
 
 
-def state(lines: list[dict[str, Any]], ended: bool) -> str:
-    """Where the run stands, in a line."""
+def status(lines: list[Line], ended: bool, unit: str) -> str:
+    """How far the run is, in a line."""
     if not lines:
         return "nothing to show yet"
     last = lines[-1]
-    returns = [x for x in (last.get("episode_return"), last.get("evaluation_return")) if x]
-    shown = f", return {number(returns[0])}" if returns else ""
+    returns = [last.get("episode_return"), last.get("evaluation_return")]
+    shown = next((f", return {number(x)}" for x in returns if x is not None), "")
     return (
-        f"{'ended' if ended else 'running'}, program {last['program']}, iteration "
-        f"{last['iteration']:,}, {last['env_steps']:,} steps in {last['seconds']:,.0f} s{shown}"
+        f"{'ended' if ended else 'running'}, batch {last['batch']}, iteration "
+        f"{last['iteration']:,}, {last['env_steps']:,} {unit} in {last['seconds']:,.0f} s{shown}"
     )

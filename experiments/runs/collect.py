@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,7 @@ from jax import lax
 import jaxrl
 from envs_jax import datasets
 from envs_jax.datasets import Recording
-from experiments.command import report
-from experiments.command.launch import Experiment
+from experiments.runs.experiment import Experiment
 from jaxrl import spaces
 from jaxrl.agent import Tag, derive
 from jaxrl.parts.rollout import reset, rollout
@@ -39,13 +38,23 @@ STEPS_PER_ENV = 2_500  # at least
 ROLLOUT = 25  # steps between two draws of the pool of resets
 
 
+class Written(NamedTuple):
+    """A dataset that was written: its file, and the returns of its whole episodes."""
+
+    kind: str
+    path: Path
+    steps: int
+    returns: np.ndarray
+    score: float | None  # of their mean, where reference returns are known
+
+
 def collect(
-    experiment: Experiment, seed: int, size: int, meter: report.Meter
+    experiment: Experiment, size: int, progress: Callable[[jaxrl.Progress], None]
 ) -> dict[str, Recording]:
-    """Train the experiment's agent and record `size` steps of each kind."""
-    agent = experiment.agent
+    """Train the experiment's agent with its first seed and record `size` steps of each kind."""
+    agent, seed = experiment.agent, experiment.seeds[0]
     key = derive(jax.random.key(seed), Tag.TEST)
-    states, returns = snapshots(agent, seed, key, meter)
+    states, returns = snapshots(agent, seed, key, progress)
     best = int(np.argmax(returns))
 
     def steps_of(state: Any, size: int, number: int) -> Recording:
@@ -58,11 +67,11 @@ def collect(
     middle = int(np.argmin(np.abs(returns[: best + 1] - (low + (high - low) / 3))))
     medium = steps_of(states[middle], size, 1002)
     past = [None, *states[: middle + 1]]
-    parts = [steps_of(s, -(-size // len(past)), 2000 + i) for i, s in enumerate(past)]
-    made = {
+    replay = [steps_of(s, -(-size // len(past)), 2000 + i) for i, s in enumerate(past)]
+    recordings = {
         "random": random,
         "medium": medium,
-        "medium-replay": join(parts),
+        "medium-replay": join(replay),
         "medium-expert": join([medium, expert]),
         "expert": expert,
     }
@@ -77,23 +86,28 @@ def collect(
         "medium_at": f"{share:.3f} of {agent.total_steps} steps",
         "expert_at": f"{(best + 1) / SNAPSHOTS:.3f} of {agent.total_steps} steps",
     }
-    for kind, recording in made.items():
+    for kind, recording in recordings.items():
         policy = "uniform" if kind == "random" else f"{experiment.agent_name}, seed {seed}"
         recording.info.update(common, kind=kind, policy=policy)
-    return made
+    return recordings
 
 
 def snapshots(
-    agent: Any, seed: int, key: jax.Array, meter: report.Meter
+    agent: Any, seed: int, key: jax.Array, progress: Callable[[jaxrl.Progress], None]
 ) -> tuple[list[Any], np.ndarray]:
     """States at SNAPSHOTS even times of training, and their mean returns with noise."""
     bounds = np.unique(np.linspace(0, agent.num_iterations, SNAPSHOTS + 1).astype(int))[1:]
-    run, states, returns = None, [], []
+    run, states, returns, seconds = None, [], [], 0.0
+
+    def of_whole_run(chunk: jaxrl.Progress) -> None:
+        progress(chunk._replace(seconds=seconds + chunk.seconds))
+
     for i, until in enumerate(bounds):
-        run = jaxrl.train(agent, seed, start=run, until=int(until), progress=meter)
+        run = jaxrl.train(agent, seed, start=run, until=int(until), callbacks=[of_whole_run])
+        seconds += run.run_seconds
         if run.interrupted:
-            raise KeyboardInterrupt  # sets of a half-trained agent are none
-        state = agent.without_replay(run.state)  # the replay memory is large, and acts not
+            raise KeyboardInterrupt  # datasets of a half-trained agent are of no use
+        state = agent.without_replay(run.state)  # which is large, and not needed to act
         states.append(jax.tree.map(jnp.copy, state))
         evaluation = jaxrl.evaluate(
             agent, state, jax.random.fold_in(key, i), EPISODES, deterministic=False
@@ -110,7 +124,7 @@ def record(agent: Any, state: Any, key: jax.Array, size: int) -> Recording:
     flat = {  # (pieces, T, N, ...) -> (N * pieces * T, ...)
         name: np.moveaxis(x.reshape(-1, *x.shape[2:]), 1, 0).reshape(-1, *x.shape[3:])
         for name, x in steps._asdict().items()
-        if name != "extras"
+        if name not in ("extras", "info")
     }
     last = np.arange(pieces * ROLLOUT - 1, num_envs * pieces * ROLLOUT, pieces * ROLLOUT)
     flat["truncated"] = flat["truncated"].copy()
@@ -167,11 +181,11 @@ def limit_of(env_params: Any) -> int | None:
     return None if limit is None else int(limit)
 
 
-def join(parts: list[Recording]) -> Recording:
+def join(recordings: list[Recording]) -> Recording:
     """Recordings one after the other."""
 
     def whole(field: str) -> np.ndarray:
-        return np.concatenate([getattr(part, field) for part in parts])
+        return np.concatenate([getattr(recording, field) for recording in recordings])
 
     return Recording(
         whole("obs"),
@@ -187,7 +201,7 @@ def check_folder(out: Path, env_id: str) -> None:
     """Raise ValueError where `write` would overwrite something or cannot write."""
     for kind in KINDS:
         if path_of(out, env_id, kind).exists():
-            raise ValueError(f"{path_of(out, env_id, kind)} is there already: choose another --out")
+            raise ValueError(f"{path_of(out, env_id, kind)} already exists: choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ".write-test").touch()
@@ -196,21 +210,18 @@ def check_folder(out: Path, env_id: str) -> None:
         raise ValueError(f"cannot write to {out}: {error.strerror}") from None
 
 
-def write(recordings: dict[str, Recording], out: Path, env_id: str, limit: int | None) -> None:
-    """A file for each kind, and a table of them on standard output."""
-    rows = []
+def write(recordings: dict[str, Recording], out: Path, experiment: Experiment) -> list[Written]:
+    """Write a file for each kind of recording."""
+    limit = limit_of(experiment.agent.env_params)
+    files = []
     for kind, recording in recordings.items():
-        path = path_of(out, env_id, kind)
+        path = path_of(out, experiment.env_id, kind)
         datasets.write(path, recording)
         returns = whole_returns(recording, limit)
         score = recording.score(returns.mean())
-        shown = "-" if score is None else report.number(float(score))
-        steps = f"{len(recording):,}"
-        rows.append(
-            [kind, steps, f"{len(returns):,}", report.number(returns.mean()), shown, str(path)]
-        )
-    columns = ["kind", "steps", "whole episodes", "mean return", "score", "file"]
-    report.table(columns, rows, right=columns[1:5])
+        shown = None if score is None else float(score)
+        files.append(Written(kind, path, len(recording), returns, shown))
+    return files
 
 
 def path_of(out: Path, env_id: str, kind: str) -> Path:

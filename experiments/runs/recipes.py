@@ -37,11 +37,6 @@ class Recipe:
     def name(self) -> str:
         return f"{self.agent}/{self.env}"
 
-    def line(self) -> str:
-        """What it compares with, in one line."""
-        published = "" if self.published is None else f"; published: {self.published:g}"
-        return f"{self.steps:,} steps{published} ({self.source})"
-
 
 def find(agent: str, env: str) -> Recipe | None:
     """The recipe for an agent on an environment, if there is one."""

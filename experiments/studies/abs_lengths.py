@@ -1,21 +1,20 @@
-"""ABS at work: divergence, rollout length and return over steps, beside fixed lengths.
-
-`python -m experiments.studies.abs_lengths [ENV] [--steps N] [--seeds N]` trains the ABS recipe of an
-environment (Breakout-MinAtar) with its adaptive length and with the lengths 16, 32 and 64 held
-fixed, and writes experiments/results/abs-lengths/ENV.png and ENV.json.
-"""
+"""ABS at work: divergence, rollout length and return over steps, beside fixed lengths."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-FOLDER = Path(__file__).parent.parent / "results" / "abs-lengths"
-FIXED = (16, 32, 64)
+from experiments.studies import study
+from experiments.studies.claims import Claim, gain, mean_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ENV = "Breakout-MinAtar"
+LENGTHS = (16, 32, 64)
 PANELS = {
     "divergence": "behavioural divergence",
     "rollout_length": "rollout length",
@@ -24,50 +23,76 @@ PANELS = {
 BINS = 40
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("env", nargs="?", default="Breakout-MinAtar")
-    parser.add_argument("--steps", type=int, default=2_000_000)
-    parser.add_argument("--seeds", type=int, default=4)
-    args = parser.parse_args()
+class ABSLengths(study.Study):
+    name = "abs_lengths"
+    title = "ABS beside fixed rollout lengths"
+    paper = "Park 2026 (ABS: PQN with adaptive batch scaling)."
+    question = (
+        f"Does an adaptive rollout length end above every fixed one on {ENV}, and how does it move?"
+    )
+    budget = "4 cells of 2 million steps, 4 seeds: about half an hour on two cores"
 
-    import jaxrl
+    def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
+        if scale == "quick":
+            small = {"num_envs": 8, "min_steps": 4, "max_steps": 8, "hidden_sizes": 8}
+            return {"adaptive": {"steps": 1024, "seeds": 2, "changes": small}}
+        lengths = {f"fixed {n}": {"min_steps": n, "max_steps": n} for n in LENGTHS}
+        return {
+            name: {"steps": 2_000_000, "seeds": 4, "changes": changes}
+            for name, changes in {"adaptive": {}, **lengths}.items()
+        }
 
-    jaxrl.use_all_cores()
-    jaxrl.use_compilation_cache()
-    from experiments.command import launch, report
-    from jaxrl.report.stats import mean_ci
+    def measure(
+        self, cell: str, settings: dict[str, Any], context: study.Context
+    ) -> dict[str, Any]:
+        import jaxrl
 
-    seeds = range(args.seeds)
-    agent = launch.assemble("abs", args.env, [], steps=args.steps, seeds=seeds, sweep=False).agent
-    settings: dict[str, dict[str, Any]] = {"adaptive": {}}
-    settings |= {f"fixed {n}": {"min_steps": n, "max_steps": n} for n in FIXED}
+        jaxrl.use_all_cores()
+        jaxrl.use_compilation_cache()
+        from experiments.command.assemble import Request, assemble
+        from experiments.command.meter import Meter
 
-    curves: dict[str, Any] = {}
-    results: dict[str, Any] = {"env": args.env, "steps": args.steps, "seeds": args.seeds}
-    with report.Meter(len(settings) * args.seeds * args.steps) as meter:
-        for label, setting in settings.items():
+        steps, seeds = settings["steps"], settings["seeds"]
+        words = [f"{name}={value}" for name, value in settings["changes"].items()]
+        agent = assemble(Request("abs", ENV, words, steps=steps)).agent
+        with Meter(steps * seeds) as meter:
             # Two members at a time, one a device: trip counts differ with the length, and members
             # of one vmapped loop would all wait for the slowest.
-            population = jaxrl.sweep(
-                agent.replace(**setting), seeds=args.seeds, batch_size=2, progress=meter
-            ).whole()
-            final = population.evaluate().returns.mean(axis=1)
-            mean, low, high = mean_ci(final)
-            results[label] = {
-                "final_return_mean": float(mean),
-                "final_return_ci95": [float(low), float(high)],
-                "final_returns": final.tolist(),
-                "run_seconds": population.run_seconds,
-            }
-            meter.say(f"{label}: {report.number(float(mean))} [{low:.2f}, {high:.2f}]")
-            curves[label] = {
-                name: binned(population.env_steps, population.metrics[name], args.steps)
-                for name in PANELS
-            }
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{args.env}.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw(curves, args, FOLDER / f"{args.env}.png")
+            population = jaxrl.sweep(agent, seeds=seeds, batch_size=2, callbacks=[meter]).whole()
+        history = population.history
+        curves = {name: binned(history.env_steps, history.metrics[name], steps) for name in PANELS}
+        lengths = curves["rollout_length"]
+        return {
+            "measures": {
+                "final_return": population.evaluate().returns.mean(axis=1).tolist(),
+                "last_rollout_length": [row[np.isfinite(row)][-1] for row in lengths],
+            },
+            "curves": {name: np.round(rows, 4).tolist() for name, rows in curves.items()},
+        }
+
+    def claims(self) -> list[Claim]:
+        lengths = [f"fixed {n}" for n in LENGTHS]
+        names = ", ".join(map(str, LENGTHS))
+        return [
+            Claim(
+                f"The adaptive length returns more than each fixed one ({names}); differences",
+                gain("adaptive", lengths, "final_return"),
+                low=0.0,
+            ),
+            Claim(
+                "The length at least doubles, from 16 to 32 or more",
+                mean_of("adaptive", "last_rollout_length"),
+                low=32.0,
+            ),
+        ]
+
+    def figures(self, cells: Mapping[str, Any]) -> dict[str, Figure]:
+        if not all("curves" in cell for cell in cells.values()):  # measured before they were kept
+            return {}
+        return {ENV: draw(cells)}
+
+
+STUDY = ABSLengths()
 
 
 def binned(env_steps: np.ndarray, values: np.ndarray, total: int) -> np.ndarray:
@@ -81,17 +106,17 @@ def binned(env_steps: np.ndarray, values: np.ndarray, total: int) -> np.ndarray:
     return result
 
 
-def draw(curves: dict[str, Any], args: argparse.Namespace, path: Path) -> None:
-    """A panel per quantity, a line per setting: mean over seeds and its 95 % t interval."""
+def draw(cells: Mapping[str, Any]) -> Figure:
+    """A panel per quantity, a line per cell: mean over seeds and its 95 % t interval."""
     from matplotlib.figure import Figure
 
     from jaxrl.report.stats import mean_ci
 
     figure = Figure(figsize=(12, 3.8), dpi=130, layout="constrained")
-    steps = (np.arange(BINS) + 0.5) / BINS * args.steps
     for axes, (name, label) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
-        for setting, values in curves.items():
-            mean, low, high = mean_ci(values[name])
+        for setting, cell in cells.items():
+            steps = (np.arange(BINS) + 0.5) / BINS * cell["settings"]["steps"]
+            mean, low, high = mean_ci(np.asarray(cell["curves"][name], dtype=float))
             seen = np.isfinite(mean)
             axes.plot(steps[seen], mean[seen], label=setting, linewidth=1.6)
             axes.fill_between(steps[seen], low[seen], high[seen], alpha=0.15, linewidth=0)
@@ -99,9 +124,6 @@ def draw(curves: dict[str, Any], args: argparse.Namespace, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize="small")
-    figure.suptitle(f"ABS on {args.env}, {args.seeds} seeds")
-    figure.savefig(path)
-
-
-if __name__ == "__main__":
-    main()
+    seeds = next(iter(cells.values()))["settings"]["seeds"]
+    figure.suptitle(f"ABS on {ENV}, {seeds} seeds")
+    return figure

@@ -1,9 +1,5 @@
 """Our SAC beside Brax's own, with the same environments, budget and hyper-parameters.
 
-`python -m experiments.studies.brax_sac [ENV ...] [--seeds N]` trains the SAC recipes of brax environments
-(all there are), each first by this project and then by `brax.training.agents.sac`, and writes
-final returns and times into experiments/results/brax-sac/ENV.json.
-
 Steps, environments, updates, batches, warm-up, replay, network widths, learning rate, discount,
 reward scale and normalisation are the recipe's for both. What Brax fixes stays Brax's: its target
 entropy (-1/2 per action dimension), its temperature's learning rate (3e-4), its initialisation,
@@ -12,67 +8,100 @@ one reset state per environment, and its time limits, whose steps have no part i
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import multiprocessing
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-FOLDER = Path(__file__).parent.parent / "results" / "brax-sac"
+import numpy as np
+
+from experiments.studies import study
+from experiments.studies.claims import Claim, Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ENVS = {"hopper": 100_000, "inverted_pendulum": 200_000}  # steps
 EPISODES = 64
+SHARE = 0.1  # of Brax's mean: a difference below it counts as none
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("envs", nargs="*", metavar="ENV", help="such as brax/hopper")
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=None, help="instead of the recipe's")
-    args = parser.parse_args()
+class BraxSAC(study.Study):
+    name = "brax_sac"
+    title = "SAC beside Brax's own"
+    paper = "Haarnoja et al. 2018 (SAC), as released with Brax 0.14 (Freeman et al. 2021)."
+    question = (
+        "Does our SAC return what Brax's does, with the same environments, budget and "
+        "hyper-parameters?"
+    )
+    budget = "4 cells of 100,000 or 200,000 steps, 8 seeds: over an hour on two cores"
 
-    from experiments.command import launch
-    from experiments.runs import recipes
+    def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
+        envs = {"inverted_pendulum": 2_400} if scale == "quick" else ENVS
+        seeds = 1 if scale == "quick" else 8
+        return {
+            f"{env}/{code}": {"steps": steps, "seeds": seeds}
+            for env, steps in envs.items()
+            for code in ("jaxrl", "brax")
+        }
 
-    known = [r.env for r in recipes.everything() if r.agent == "sac" and r.env.startswith("brax/")]
-    for env in args.envs or known:
-        if env not in known:
-            parser.error(f"no sac recipe for {env!r}; there are {', '.join(known)}")
-    for env in args.envs or known:
-        seeds = list(range(args.seeds))
-        agent = launch.assemble("sac", env, [], steps=args.steps, seeds=seeds, sweep=False).agent
-        settings = brax_settings(agent)
-        results = {"env": env, "settings": settings}
-        # Each has the machine for itself: ours as one population over all cores, Brax's as a
-        # process for each core. Both times include compilation and the final evaluation.
-        for label, run in (("jaxrl", run_ours), ("brax", run_brax)):
-            started = time.perf_counter()
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                returns = alone.submit(run, env, args.steps, settings, seeds).result()
-            results[label] = summary(returns, time.perf_counter() - started)
-            print(env, label, results[label], flush=True)
-        path = FOLDER / f"{env.removeprefix('brax/')}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=2) + "\n")
+    def measure(
+        self, cell: str, settings: dict[str, Any], context: study.Context
+    ) -> dict[str, Any]:
+        import jaxrl
+
+        jaxrl.use_all_cores()
+        jaxrl.use_compilation_cache()
+        from experiments.command.assemble import Request, assemble
+
+        env, code = cell.split("/")
+        seeds = list(range(settings["seeds"]))
+        agent = assemble(Request("sac", f"brax/{env}", steps=settings["steps"])).agent
+        arguments = brax_arguments(agent)
+        if code == "jaxrl":  # one population over all cores
+            returns = jaxrl.sweep(agent, seeds=seeds).whole().evaluate(EPISODES).returns
+            finals = [float(x) for x in returns.mean(axis=1)]
+        else:  # a process for each core
+            context_of = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(os.cpu_count(), context_of) as processes:
+                train = functools.partial(train_brax, env, arguments)
+                finals = list(processes.map(train, seeds))
+        return {
+            "measures": {"final_return": [round(x, 2) for x in finals]},
+            "arguments": arguments,
+        }
+
+    def claims(self) -> list[Claim]:
+        def relative(env: str) -> Any:
+            def intervals(cells: Mapping[str, Any]) -> list[Interval]:
+                ours, theirs = (
+                    np.asarray(cells[f"{env}/{code}"]["final_return"]) for code in ("jaxrl", "brax")
+                )
+                scale = abs(theirs.mean())
+                return [Interval.difference(ours / scale, theirs / scale)]
+
+            return intervals
+
+        return [
+            Claim(
+                f"{env}: our mean return differs from Brax's by less than {SHARE:.0%} of it",
+                relative(env),
+                low=-SHARE,
+                high=SHARE,
+            )
+            for env in ENVS
+        ]
+
+    def figures(self, cells: Mapping[str, Any]) -> dict[str, Figure]:
+        return {"final_returns": draw(cells)}
 
 
-def summary(returns: list[float], seconds: float) -> dict[str, Any]:
-    """Final returns of all seeds, their mean and interval, and the time that they took together."""
-    from jaxrl.report.stats import mean_ci
-
-    mean, low, high = mean_ci(returns)
-    return {
-        "final_returns": [round(x, 2) for x in returns],
-        "final_return_mean": round(float(mean), 2),
-        "final_return_ci95": [round(float(low), 2), round(float(high), 2)],
-        "seconds": round(seconds, 1),
-    }
+STUDY = BraxSAC()
 
 
-def brax_settings(agent: Any) -> dict[str, Any]:
+def brax_arguments(agent: Any) -> dict[str, Any]:
     """Brax's arguments for the same work."""
     if agent.num_steps != 1:
         raise ValueError(f"num_steps={agent.num_steps}: Brax takes one step per iteration")
@@ -93,36 +122,7 @@ def brax_settings(agent: Any) -> dict[str, Any]:
     }
 
 
-def run_ours(
-    env: str, steps: int | None, settings: dict[str, Any], seeds: list[int]
-) -> list[float]:
-    """Mean final return of every seed, by this project."""
-    import jaxrl
-
-    jaxrl.use_all_cores()
-    from experiments.command import launch
-
-    agent = launch.assemble("sac", env, [], steps=steps, seeds=seeds, sweep=False).agent
-    returns = jaxrl.sweep(agent, seeds=seeds).whole().evaluate(EPISODES).returns
-    return [float(x) for x in returns.mean(axis=1)]
-
-
-def run_brax(
-    env: str, steps: int | None, settings: dict[str, Any], seeds: list[int]
-) -> list[float]:
-    """Mean final return of every seed, by Brax, as many at a time as there are cores."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), context) as processes:
-        returns = []
-        for seed, value in zip(
-            seeds, processes.map(functools.partial(train_brax, env, settings), seeds), strict=True
-        ):
-            print(f"{env} brax, seed {seed}: {value:.2f}", flush=True)
-            returns.append(value)
-        return returns
-
-
-def train_brax(env: str, settings: dict[str, Any], seed: int) -> float:
+def train_brax(env: str, arguments: dict[str, Any], seed: int) -> float:
     """Mean final return of one seed, by Brax."""
     import jax
     import jax.numpy as jnp
@@ -138,19 +138,37 @@ def train_brax(env: str, settings: dict[str, Any], seed: int) -> float:
         module: Any = jax
         module.device_put_replicated = device_put_replicated
 
-    settings = dict(settings)
-    widths = tuple(settings.pop("hidden_layer_sizes"))
+    arguments = dict(arguments)
+    widths = tuple(arguments.pop("hidden_layer_sizes"))
     _, _, metrics = train(
-        environment=envs.get_environment(env.removeprefix("brax/"), backend="spring"),
+        environment=envs.get_environment(env, backend="spring"),
         seed=seed,
         num_evals=2,  # one before, one at the end
         num_eval_envs=EPISODES,
         deterministic_eval=True,
         network_factory=functools.partial(networks.make_sac_networks, hidden_layer_sizes=widths),
-        **settings,
+        **arguments,
     )
     return float(metrics["eval/episode_reward"])
 
 
-if __name__ == "__main__":
-    main()
+def draw(cells: Mapping[str, Any]) -> Figure:
+    """A panel for each environment: the final return of every seed, mean and interval beside."""
+    from matplotlib.figure import Figure
+
+    envs = list(dict.fromkeys(cell.split("/")[0] for cell in cells))
+    figure = Figure(figsize=(3.4 * len(envs), 3.2), dpi=130, layout="constrained")
+    for axes, env in zip(figure.subplots(1, len(envs), squeeze=False)[0], envs, strict=True):
+        codes = [code for code in ("jaxrl", "brax") if f"{env}/{code}" in cells]
+        for place, code in enumerate(codes):
+            returns = cells[f"{env}/{code}"]["measures"]["final_return"]
+            mean, low, high = Interval.of(returns)
+            axes.plot([place] * len(returns), returns, "o", color="C0", alpha=0.5, markersize=4)
+            error = [[mean - low], [high - mean]]
+            axes.errorbar(place + 0.15, mean, error, fmt="_", color="black", capsize=4)
+        axes.set_xticks(range(len(codes)), codes)
+        axes.set(title=env, xlim=(-0.5, len(codes) - 0.4), ylim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25, linewidth=0.6)
+    figure.axes[0].set_ylabel("final return, a point per seed")
+    return figure

@@ -11,9 +11,11 @@ from jax import lax
 from jaxrl.agent import Agent, Hyperparameter, Tag, derive, shared, static
 from jaxrl.loops.sources import Collected, CollectedState, Mixed, Recorded, Source
 from jaxrl.parts.normalize import RunningMoments
+from jaxrl.parts.optimize import mean_over_steps
 from jaxrl.parts.replay import Batch, Dataset
 from jaxrl.parts.rollout import Actors
 
+MOST_STEPS = 2**31 - 1  # that a gradient step's number, of 32 bits, can count
 COLLECTING = ("num_envs", "num_steps", "buffer_size", "lean_buffer", "learning_starts")
 
 
@@ -90,6 +92,12 @@ class Learner(Agent):
         super().check()
         if self.offline_only and self.data is None:
             raise ValueError(f"{self.name}: learns from recorded data only: give it --data FILE")
+        gradient_steps = self.num_iterations * self.num_updates
+        if gradient_steps > MOST_STEPS:
+            raise ValueError(
+                f"{self.name}: num_updates={self.num_updates} in {self.num_iterations} iterations "
+                f"are {gradient_steps} gradient steps; at most {MOST_STEPS} can be counted"
+            )
         if self.collects:
             self._check_collecting()
 
@@ -143,7 +151,7 @@ class Learner(Agent):
         return Collected(
             self.env,
             self.env_params,
-            self.record,
+            self.reported,
             self.num_envs,
             self.num_steps,
             self.num_rows,
@@ -152,11 +160,13 @@ class Learner(Agent):
         )
 
     def init(self, key: jax.Array) -> LearnerState:
-        source, obs, moments = self.source().init(key)
-        if not self.normalize_observations:
-            moments = RunningMoments.of_shape(obs.shape)
-        learner = self.init_learner(derive(key, Tag.INIT), obs)
-        return LearnerState(key, learner, source, moments)
+        source = self.source()
+        source_state, obs = source.init(key)
+        moments = RunningMoments.of_shape(self.obs_shape)
+        if self.normalize_observations and source.known is not None:
+            moments = moments.update(self.encode(source.known))
+        learner = self.init_learner(derive(key, Tag.INIT), self.encode(obs))
+        return LearnerState(key, learner, source_state, moments)
 
     def step(self, state: LearnerState, t: jax.Array) -> tuple[LearnerState, dict[str, jax.Array]]:
         progress = self.progress(state, t)
@@ -166,11 +176,10 @@ class Learner(Agent):
             return self.explore(state.learner, obs, key, progress)
 
         source = self.source()
-        source_state, moments, collected = source.advance(
-            state.source, state.obs_moments, state.key, t, explore
-        )
-        if not self.normalize_observations:
-            moments = state.obs_moments
+        source_state, seen, collected = source.advance(state.source, state.key, t, explore)
+        moments = state.obs_moments
+        if self.normalize_observations and seen is not None:
+            moments = moments.update(self.encode(seen))
         key = derive(state.key, Tag.LEARN, t)
 
         def gradient_step(learner, i):
@@ -184,12 +193,14 @@ class Learner(Agent):
 
         def learn(learner):
             learner, metrics = lax.scan(gradient_step, learner, jnp.arange(self.num_updates))
-            return learner, jax.tree.map(jnp.nanmean, metrics)
+            return learner, jax.tree.map(mean_over_steps, metrics)
 
         learner, metrics = source.once_ready(t, learn, state.learner)
         return LearnerState(state.key, learner, source_state, moments), metrics | collected
 
     def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
+        """Observations as networks take them."""
+        obs = self.encode(obs)
         return moments.normalize(obs) if self.normalize_observations else obs
 
     # What the engine asks for -----------------------------------------------------------------

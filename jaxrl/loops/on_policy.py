@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxrl.agent import Agent, Policy, Tag, derive, memoryless, static, traced
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.normalize import RewardScale, RunningMoments
+from jaxrl.parts.optimize import learn_if
 from jaxrl.parts.returns import bootstrap_values, gae
 from jaxrl.parts.rollout import Actors, Transition, reset, rollout
 
@@ -85,14 +86,14 @@ class OnPolicy(Agent):
 
     def init(self, key: jax.Array) -> OnPolicyState:
         reset_key = derive(key, Tag.RESET)
-        actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.record)
-        params = self.init_params(derive(key, Tag.INIT), actors.obs[0])
+        actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.reported)
+        params = self.init_params(derive(key, Tag.INIT), self.encode(actors.obs[0]))
         return OnPolicyState(
             key=key,
             params=params,
             opt_state=self.init_optimizer(params),
             actors=actors,
-            obs_moments=RunningMoments.of_shape(actors.obs.shape[1:]),
+            obs_moments=RunningMoments.of_shape(self.obs_shape),
             reward_scale=RewardScale.of_envs(self.num_envs),
         )
 
@@ -111,18 +112,25 @@ class OnPolicy(Agent):
             rollout_key, self.env, self.env_params, state.actors, act, self.num_steps
         )
         batch, reward_scale = self.advantages(state, steps, actors.obs)
-        params, opt_state, metrics = self.improve(
-            state.params,
-            state.opt_state,
-            batch,
-            derive(state.key, Tag.LEARN, t),
-            self.progress(state, t),
-        )
+
+        def improve(learner):
+            params, opt_state = learner
+            key = derive(state.key, Tag.LEARN, t)
+            progress = self.progress(state, t)
+            params, opt_state, metrics = self.improve(params, opt_state, batch, key, progress)
+            return (params, opt_state), metrics
+
+        learner = state.params, state.opt_state
+        if self.normalize_observations:  # the first rollout only gathers its statistics
+            learner, metrics = learn_if(t > 0, improve, learner)
+        else:
+            learner, metrics = improve(learner)
         # The statistics change only now, so that acting and learning saw the same ones.
         if self.normalize_observations:
-            moments = moments.update(steps.obs)
+            moments = moments.update(self.encode(steps.obs))
         metrics["explained_variance"] = 1 - jnp.var(batch.advantage) / jnp.var(batch.target)
         metrics |= episodes.metrics()
+        params, opt_state = learner
         return OnPolicyState(state.key, params, opt_state, actors, moments, reward_scale), metrics
 
     def advantages(
@@ -148,6 +156,8 @@ class OnPolicy(Agent):
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), reward_scale
 
     def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
+        """Observations as networks take them."""
+        obs = self.encode(obs)
         return moments.normalize(obs) if self.normalize_observations else obs
 
     # Acting -----------------------------------------------------------------------------------

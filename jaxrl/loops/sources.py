@@ -12,7 +12,7 @@ from jax import lax
 from jaxrl import spaces
 from jaxrl.agent import Tag, derive
 from jaxrl.parts import replay
-from jaxrl.parts.normalize import RunningMoments
+from jaxrl.parts.optimize import learn_if
 from jaxrl.parts.replay import Batch, Dataset, Replay
 from jaxrl.parts.rollout import Actors, reset, rollout
 
@@ -26,14 +26,19 @@ class Source(Protocol):
     All randomness follows from the run's root `key` and the iteration `t`, which is never batched.
     """
 
-    def init(self, key: jax.Array) -> tuple[Any, jax.Array, RunningMoments]:
-        """Its first state, one observation, and the moments of what is known before training."""
+    @property
+    def known(self) -> jax.Array | None:
+        """The observations (M, ...) that it has before training."""
+        ...
+
+    def init(self, key: jax.Array) -> tuple[Any, jax.Array]:
+        """Its first state, and one observation."""
         ...
 
     def advance(
-        self, state: Any, moments: RunningMoments, key: jax.Array, t: jax.Array, explore: Explore
-    ) -> tuple[Any, RunningMoments, dict[str, jax.Array]]:
-        """Iteration `t`'s new steps; the moments with them in, and metrics."""
+        self, state: Any, key: jax.Array, t: jax.Array, explore: Explore
+    ) -> tuple[Any, jax.Array | None, dict[str, jax.Array]]:
+        """Take iteration `t`'s steps: the new state, what was observed, and metrics."""
         ...
 
     def once_ready(
@@ -57,14 +62,17 @@ class Recorded(NamedTuple):
     data: Dataset
     best: float | jax.Array = 1.0
 
-    def init(self, key: jax.Array) -> tuple[Any, jax.Array, RunningMoments]:
-        obs = self.data.obs
-        return (), obs[0], RunningMoments.of_shape(obs.shape[1:]).update(obs)
+    @property
+    def known(self) -> jax.Array | None:
+        return self.data.obs
+
+    def init(self, key: jax.Array) -> tuple[Any, jax.Array]:
+        return (), self.data.obs[0]
 
     def advance(
-        self, state: Any, moments: RunningMoments, key: jax.Array, t: jax.Array, explore: Explore
-    ) -> tuple[Any, RunningMoments, dict[str, jax.Array]]:
-        return state, moments, {}
+        self, state: Any, key: jax.Array, t: jax.Array, explore: Explore
+    ) -> tuple[Any, jax.Array | None, dict[str, jax.Array]]:
+        return state, None, {}
 
     def once_ready(
         self, t: jax.Array, learn: Learn, learner: Any
@@ -109,22 +117,20 @@ class Collected(NamedTuple):
     def random_action(self, key: jax.Array) -> jax.Array:
         return spaces.random_action(self.env.action_space(self.env_params), key, self.num_envs)
 
-    def init(self, key: jax.Array) -> tuple[CollectedState, jax.Array, RunningMoments]:
+    @property
+    def known(self) -> jax.Array | None:
+        return None
+
+    def init(self, key: jax.Array) -> tuple[CollectedState, jax.Array]:
         reset_key = derive(key, Tag.RESET)
         actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.record)
         action = jax.eval_shape(self.random_action, key)
         memory = replay.create(actors.obs, action, self.num_rows, self.lean)
-        moments = RunningMoments.of_shape(actors.obs.shape[1:])
-        return CollectedState(actors, memory), actors.obs[0], moments
+        return CollectedState(actors, memory), actors.obs[0]
 
     def advance(
-        self,
-        state: CollectedState,
-        moments: RunningMoments,
-        key: jax.Array,
-        t: jax.Array,
-        explore: Explore,
-    ) -> tuple[CollectedState, RunningMoments, dict[str, jax.Array]]:
+        self, state: CollectedState, key: jax.Array, t: jax.Array, explore: Explore
+    ) -> tuple[CollectedState, jax.Array | None, dict[str, jax.Array]]:
         assert state.replay is not None
         space = self.env.action_space(self.env_params)
         # All that this condition and the replay's indices follow from is t, so they are never
@@ -140,17 +146,15 @@ class Collected(NamedTuple):
             rollout_key, self.env, self.env_params, state.actors, act, self.num_steps
         )
         memory = replay.add(state.replay, t * self.num_steps, steps)
-        return CollectedState(actors, memory), moments.update(steps.obs), episodes.metrics()
+        return CollectedState(actors, memory), steps.obs, episodes.metrics()
 
     def once_ready(
         self, t: jax.Array, learn: Learn, learner: Any
     ) -> tuple[Any, dict[str, jax.Array]]:
-        def wait(learner):
-            shapes = jax.eval_shape(learn, learner)[1]
-            return learner, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-
-        ready = (t + 1) * self.steps_per_iteration >= self.learning_starts
-        return lax.cond(ready, learn, wait, learner)
+        enough = (t + 1) * self.steps_per_iteration >= self.learning_starts
+        # A lean replay needs the row after the one that is drawn.
+        ready = enough & ((t + 1) * self.num_steps > int(self.lean))
+        return learn_if(ready, learn, learner)
 
     def draw(self, state: CollectedState, key: jax.Array, t: jax.Array, size: int) -> Batch:
         assert state.replay is not None
@@ -172,19 +176,17 @@ class Mixed(NamedTuple):
     collected: Collected
     share: float
 
-    def init(self, key: jax.Array) -> tuple[CollectedState, jax.Array, RunningMoments]:
-        state, obs, _ = self.collected.init(key)
-        return state, obs, self.recorded.init(key)[2]
+    @property
+    def known(self) -> jax.Array | None:
+        return self.recorded.known
+
+    def init(self, key: jax.Array) -> tuple[CollectedState, jax.Array]:
+        return self.collected.init(key)
 
     def advance(
-        self,
-        state: CollectedState,
-        moments: RunningMoments,
-        key: jax.Array,
-        t: jax.Array,
-        explore: Explore,
-    ) -> tuple[CollectedState, RunningMoments, dict[str, jax.Array]]:
-        return self.collected.advance(state, moments, key, t, explore)
+        self, state: CollectedState, key: jax.Array, t: jax.Array, explore: Explore
+    ) -> tuple[CollectedState, jax.Array | None, dict[str, jax.Array]]:
+        return self.collected.advance(state, key, t, explore)
 
     def once_ready(
         self, t: jax.Array, learn: Learn, learner: Any

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 
 
 class Categorical(NamedTuple):
-    """Categorical over the last axis of `logits` (..., A); actions are integers (...)."""
+    """Categorical over the last axis of `logits` (..., A); actions are integers (...).
+
+    >>> dist = Categorical(jnp.log(jnp.array([0.25, 0.75])))
+    >>> int(dist.mode()), float(dist.log_prob(jnp.array(1))), float(dist.entropy())
+    (1, -0.288, 0.562)
+    """
 
     logits: jax.Array
 
@@ -37,8 +42,25 @@ def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> 
     return jnp.where(explore, random, q.argmax(-1))
 
 
+def project_to_atoms(probs: jax.Array, places: jax.Array, atoms: jax.Array) -> jax.Array:
+    """Mass `probs` (B, M) at `places` (B, M) moved to the evenly spaced `atoms` (A,) around it.
+
+    Returns (B, A). Mass and mean stay, but of what lies outside, which goes to the outermost atom
+    (Bellemare, Dabney & Munos 2017, arXiv:1707.06887, algorithm 1).
+    """
+    gap = atoms[1] - atoms[0]
+    places = jnp.clip(places, atoms[0], atoms[-1])
+    share = 1 - jnp.abs(places[:, None, :] - atoms[None, :, None]) / gap  # (B, to, from)
+    return (jnp.clip(share, 0, 1) * probs[:, None, :]).sum(axis=-1)
+
+
 class Normal(NamedTuple):
-    """Diagonal normal over the last axis; `mean`, `log_std` and actions are (..., D)."""
+    """Diagonal normal over the last axis; `mean`, `log_std` and actions are (..., D).
+
+    >>> dist = Normal(mean=jnp.zeros(2), log_std=jnp.zeros(2))
+    >>> float(dist.log_prob(jnp.zeros(2))), float(dist.entropy())
+    (-1.838, 2.838)
+    """
 
     mean: jax.Array
     log_std: jax.Array
@@ -60,7 +82,12 @@ class Normal(NamedTuple):
 
 
 class TanhNormal(NamedTuple):
-    """tanh of a diagonal normal: actions (..., D) in (-1, 1) (Haarnoja et al. 2018, app. C)."""
+    """tanh of a diagonal normal: actions (..., D) in (-1, 1) (Haarnoja et al. 2018, app. C).
+
+    >>> dist = TanhNormal(mean=jnp.array([0.5]), log_std=jnp.array([0.0]))
+    >>> dist.mode().tolist(), float(dist.log_prob(jnp.array([0.5])))
+    ([0.462], -0.632)
+    """
 
     mean: jax.Array
     log_std: jax.Array
@@ -94,7 +121,11 @@ def _log_tanh_slope(u: jax.Array) -> jax.Array:
 class TanhMixture(NamedTuple):
     """tanh of a mixture of K diagonal normals; `logits` (..., K), mean and log_std (..., K, D).
 
-    tanh squashes all components alike, so its slope stands outside of their sum.
+    tanh squashes all components alike, so its slope stands outside their sum.
+
+    >>> mean = jnp.array([[-1.0], [1.0]])
+    >>> TanhMixture(jnp.array([0.0, 1.0]), mean, log_std=jnp.zeros((2, 1))).mode().tolist()
+    [0.762]
     """
 
     logits: jax.Array
@@ -117,6 +148,7 @@ class TanhMixture(NamedTuple):
         return jnp.tanh(u), self.pre_tanh_log_prob(u)
 
     def pre_tanh_sample(self, key: jax.Array) -> jax.Array:
+        """A sample of the whole mixture before tanh (..., D)."""
         component_key, noise_key = jax.random.split(key)
         k = jax.random.categorical(component_key, self.logits)
         return take_component(self.sample_components(noise_key), k)
@@ -134,5 +166,9 @@ class TanhMixture(NamedTuple):
 
 
 def take_component(x: jax.Array, k: jax.Array) -> jax.Array:
-    """Row k (...) of x (..., K, D), shape (..., D)."""
+    """Row k (...) of x (..., K, D), shape (..., D).
+
+    >>> take_component(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array(1)).tolist()
+    [3.0, 4.0]
+    """
     return jnp.take_along_axis(x, k[..., None, None], axis=-2)[..., 0, :]

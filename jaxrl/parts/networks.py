@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import orthogonal
 from jax import lax
-
-from jaxrl import spaces
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 
@@ -32,6 +28,11 @@ class Network(nn.Module):
         residual_blocks: multi-skip residual blocks on the last hidden width (Park 2026):
             h <- ReLU(h + LN(W2 ReLU(LN(W1 h)))) + g, where g is the body's input.
         output_scale: gain of the head's orthogonal weights.
+
+    >>> network = Network(outputs=2, obs_ndim=1, hidden_sizes=(8,))
+    >>> init = network.init_with_output  # (the output, the parameters)
+    >>> jax.eval_shape(init, jax.random.key(0), jnp.zeros((5, 4)))[0].shape
+    (5, 2)
     """
 
     outputs: int
@@ -66,34 +67,6 @@ class Network(nn.Module):
             inner = nn.relu(nn.LayerNorm()(dense(x.shape[-1], x)))
             x = nn.relu(x + nn.LayerNorm()(dense(x.shape[-1], inner))) + skip
         return nn.Dense(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
-
-
-def q_network(
-    kind: str,
-    env: Any,
-    env_params: Any,
-    owner: str,
-    hidden_sizes: tuple[int, ...],
-    layer_norm: bool,
-    residual_blocks: int = 0,
-) -> Network:
-    """Q(s, .) of an environment's discrete actions; `kind` is "mlp", or "cnn" for (H, W, C) images.
-
-    Raises:
-        ValueError: `kind` is "cnn" and observations are no images; the line names `owner`.
-    """
-    shape = env.observation_space(env_params).shape
-    if kind == "cnn":
-        spaces.require_image(shape, owner)
-    return Network(
-        outputs=spaces.action_size(env.action_space(env_params)),
-        obs_ndim=len(shape),
-        hidden_sizes=hidden_sizes,
-        activation="relu",
-        conv_features=16 if kind == "cnn" else 0,
-        layer_norm=layer_norm,
-        residual_blocks=residual_blocks,
-    )
 
 
 class BatchRenorm(nn.Module):
@@ -144,6 +117,9 @@ def patches_3x3(x: jax.Array) -> jax.Array:
 
     A Dense layer on them is a convolution. XLA's own convolution gradient is slow on CPUs, and a
     vmapped one becomes a grouped convolution, slow everywhere; a matrix product is neither.
+
+    >>> patches_3x3(jnp.zeros((5, 7, 2))).shape
+    (3, 5, 18)
     """
     height, width = x.shape[-3] - 2, x.shape[-2] - 2
     shifts = [(i, j) for i in range(3) for j in range(3)]

@@ -1,4 +1,4 @@
-"""Learning from a batch: schedules, shuffling, minibatch epochs."""
+"""Learning from a batch: gradient steps, schedules, shuffling, minibatch epochs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,62 @@ def descend(
     """One gradient step down `loss_fn(params) -> (loss, aux)`.
 
     Returns the new parameters, the optimiser's new state, the loss before the step, and `aux`.
+
+    >>> optimizer, params = optax.sgd(0.25), jnp.array(1.0)
+    >>> step = descend(optimizer, lambda x: (x**2, "aux"), params, optimizer.init(params))
+    >>> params, opt_state, loss, aux = step
+    >>> float(params), float(loss), aux
+    (0.5, 1.0, 'aux')
     """
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state)
     return optax.apply_updates(params, updates), opt_state, loss, aux
 
 
+# Stands for a metric that a gradient step did not compute. NaN would do, if it did not also stand
+# for a loss that has become NaN, which a mean over gradient steps must not hide.
+MISSING = -3.0e38
+
+
+def mean_over_steps(values: jax.Array) -> jax.Array:
+    """Mean over gradient steps (n, ...) of what is not MISSING; NaN where nothing is there.
+
+    >>> print(mean_over_steps(jnp.array([1.0, MISSING, 3.0])))
+    2.0
+    >>> print(mean_over_steps(jnp.array([1.0, MISSING, jnp.nan])))
+    nan
+    """
+    there = values != MISSING
+    number = there.sum(axis=0)
+    mean = jnp.where(there, values, 0).sum(axis=0) / number
+    return jnp.where(number > 0, mean, jnp.nan)
+
+
+def learn_if(
+    ready: jax.Array,
+    learn: Callable[[Any], tuple[Any, dict[str, jax.Array]]],
+    learner: Any,
+    missing: float = jnp.nan,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """`learn(learner)` where `ready` (a scalar, never batched), else nothing.
+
+    Metrics are `missing` where nothing is learnt: NaN of a whole iteration, MISSING of a gradient
+    step among others.
+    """
+
+    def wait(learner: Any) -> tuple[Any, dict[str, jax.Array]]:
+        shapes = jax.eval_shape(learn, learner)[1]
+        return learner, jax.tree.map(lambda x: jnp.full(x.shape, missing, x.dtype), shapes)
+
+    return jax.lax.cond(ready, learn, wait, learner)
+
+
 def polyak(target: Any, online: Any, tau: float | jax.Array) -> Any:
-    """Target parameters moved by a share `tau` towards the online ones."""
+    """Target parameters moved by a share `tau` towards the online ones.
+
+    >>> polyak({"weight": 0.0}, {"weight": 1.0}, tau=0.25)
+    {'weight': 0.25}
+    """
     return jax.tree.map(lambda old, new: old + tau * (new - old), target, online)
 
 
@@ -48,20 +96,28 @@ def linear_schedule(
     progress: float | jax.Array,
     fraction: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """From `start` to `end` over the first `fraction` of training; progress is in [0, 1]."""
+    """From `start` to `end` over the first `fraction` of training; progress is in [0, 1].
+
+    >>> [round(float(linear_schedule(1.0, 0.2, p, fraction=0.5)), 3) for p in (0, 0.25, 1)]
+    [1.0, 0.6, 0.2]
+    """
     return start + (end - start) * jnp.clip(progress / fraction, 0.0, 1.0)
 
 
 def permutation(key: jax.Array, n: int, valid: int | jax.Array | None = None) -> jax.Array:
     """A random permutation of 0..n-1, the indices below `valid` (traced) before all others.
 
-    One sort of single words, random high bits with the index in the low ones: on a CPU several
-    times faster than `jax.random.permutation`. Equal high bits (about n / 2^(32 - log2 n) of the
-    rows) fall back to index order, a bias far below what a minibatch can notice. n <= 2^22.
+    Up to 2^15 rows it is one sort of single words, random high bits with the index in the low
+    ones: on a CPU several times faster than `jax.random.permutation`. Rows with equal high bits
+    stay in order, a bias far below what a minibatch can notice. Beyond, too few bits would be left,
+    and the index goes along with a word of its own.
     """
     bits = max(n - 1, 1).bit_length()
-    if bits > 22:
-        raise ValueError(f"permutation of {n} rows: at most {2**22} leave enough random bits")
+    if bits > 15:
+        words = jax.random.bits(key, (n,), jnp.uint32) >> 1
+        if valid is not None:
+            words |= (jnp.arange(n) >= valid).astype(jnp.uint32) << 31
+        return jax.lax.sort((words, jnp.arange(n, dtype=jnp.int32)), num_keys=1)[1]
     index = jnp.arange(n, dtype=jnp.uint32)
     # The top bit stays free to send the rows that do not count to the end.
     words = (jax.random.bits(key, (n,), jnp.uint32) >> (1 + bits)) << bits | index
@@ -85,6 +141,12 @@ def minibatch_epochs(
             shuffled; each minibatch is gathered when its turn comes.
 
     Returns the carry and what `update` returned, stacked (num_epochs, num_minibatches, ...).
+
+    >>> update = lambda total, rows: (total + rows.sum(), rows.max())
+    >>> key, rows = jax.random.key(0), jnp.arange(6)
+    >>> total, largest = minibatch_epochs(key, update, jnp.int32(0), rows, 2, 3)
+    >>> int(total), largest.shape
+    (30, (2, 3))
     """
     size = jax.tree.leaves(batch)[0].shape[0]
 
@@ -99,5 +161,5 @@ def minibatch_epochs(
 
 
 def epoch_keys(key: jax.Array, num_epochs: int) -> jax.Array:
-    """The keys that shuffle each epoch."""
+    """The keys (num_epochs,) that shuffle each epoch."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_epochs))

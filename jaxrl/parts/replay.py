@@ -1,7 +1,7 @@
 """Replay memory on the device: a ring of rows, each one step of all N environments.
 
-There is no write pointer in it. Iteration t of a run has written t * num_steps rows, whoever runs
-it, so one unbatched number places every write of a whole population, and only data is stored.
+It holds no write pointer. Before iteration t a run has written t * num_steps rows, whichever member
+it is, so one unbatched number places every write of a whole population, and only data is stored.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Dataset(NamedTuple):
 
     Attributes:
         action: within [-1, 1] where continuous.
-        best_first: the steps' places (M,) in order of their episodes' returns, highest first.
+        best_first: indices (M,) of the steps by their episodes' returns, highest first.
     """
 
     obs: jax.Array
@@ -63,7 +63,12 @@ class Dataset(NamedTuple):
 
 
 def create(obs: Any, action: Any, num_rows: int, lean: bool) -> Replay:
-    """An empty memory of `num_rows` rows for observations and actions like those given (N, ...)."""
+    """An empty memory of `num_rows` rows for observations and actions like those given (N, ...).
+
+    >>> memory = create(jnp.zeros((2, 3)), jnp.zeros(2, int), num_rows=4, lean=False)
+    >>> memory.obs.shape, nbytes(memory)
+    ((4, 2, 3), 264)
+    """
 
     def rows(shape: tuple[int, ...], dtype: Any) -> jax.Array:
         return jnp.zeros((num_rows, *shape), dtype)
@@ -83,7 +88,7 @@ def add(replay: Replay, written: jax.Array, steps: Transition) -> Replay:
     """Overwrite the oldest rows with a rollout's T rows, T a divisor of the number of rows.
 
     Args:
-        written: rows written before, ever.
+        written: rows written before this, ever.
     """
     start = written % replay.reward.shape[0]
 
@@ -125,7 +130,8 @@ def sample(
         assert replay.truncated is not None
         next_obs = replay.obs[(row + 1) % num_rows, env]
         terminated = replay.terminated[row, env]
-        valid = terminated | ~replay.truncated[row, env]
+        # With a single row stored, its successor is not.
+        valid = (terminated | ~replay.truncated[row, env]) & (age < stored)
     else:
         next_obs, terminated = replay.next_obs[row, env], replay.terminated[row, env]
         valid = jnp.ones((batch_size,), bool)
@@ -143,11 +149,12 @@ def draw(key: jax.Array, data: Dataset, batch_size: int, best: float | jax.Array
     """Steps drawn uniformly, with replacement, from a dataset.
 
     Args:
-        best: draw only from this share of its steps, those of the episodes of highest return.
+        best: draw only from this share of its steps, those of the episodes with the highest
+            returns.
     """
     size = len(data.reward)
-    kept = jnp.clip(jnp.ceil(best * size).astype(jnp.int32), 1, size)
-    i = data.best_first[jax.random.randint(key, (batch_size,), 0, kept)]
+    eligible = jnp.clip(jnp.ceil(best * size).astype(jnp.int32), 1, size)
+    i = data.best_first[jax.random.randint(key, (batch_size,), 0, eligible)]
     return Batch(
         data.obs[i],
         data.action[i],
@@ -159,10 +166,18 @@ def draw(key: jax.Array, data: Dataset, batch_size: int, best: float | jax.Array
 
 
 def valid_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean of the values (B,) whose step is valid."""
+    """Mean of the values (B,) whose step is valid; 0 where none is.
+
+    >>> float(valid_mean(jnp.array([1.0, 2.0, 6.0]), jnp.array([True, True, False])))
+    1.5
+    """
     return jnp.where(valid, values, 0).sum() / jnp.maximum(valid.sum(), 1)
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes of a pytree of arrays, or of their shapes."""
+    """Bytes of a pytree of arrays, or of their shapes.
+
+    >>> nbytes({"obs": jnp.zeros((2, 3)), "done": jnp.zeros(2, bool)})
+    26
+    """
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

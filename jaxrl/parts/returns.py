@@ -27,13 +27,17 @@ def gae(
 
     delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
     A_t     = delta_t + gamma lam (1 - done_t) A_{t+1}
+
+    >>> ones, no = jnp.ones(3), jnp.zeros(3, bool)
+    >>> gae(ones, 0 * ones, 0 * ones, no, no, gamma=0.5, lam=1.0).tolist()
+    [1.75, 1.5, 1.0]
     """
-    deltas = rewards + gamma * (1 - terminated) * next_values - values
+    deltas = rewards + _after(terminated, gamma * next_values) - values
     decays = gamma * lam * (1 - (terminated | truncated))
 
     def backward(advantage, row):
         delta, decay = row
-        advantage = delta + decay * advantage
+        advantage = delta + jnp.where(decay == 0, 0, decay * advantage)
         return advantage, advantage
 
     return jax.lax.scan(backward, jnp.zeros_like(deltas[0]), (deltas, decays), reverse=True)[1]
@@ -53,17 +57,29 @@ def lambda_returns(
     G_t = r_t + gamma (1 - terminated_t) [lam_t G_{t+1} + (1 - lam_t) V(s'_t)],
     where lam_t is lam, and 0 where the episode ended or the rollout did. `length` (traced) says
     how many of the T rows count; the rows after it are meaningless.
+
+    A time limit bootstraps from the value of the state that it interrupted, a terminal state has
+    no future:
+
+    >>> rewards, values = jnp.array([1.0, 1.0]), jnp.array([10.0, 10.0])
+    >>> no, last = jnp.array([False, False]), jnp.array([False, True])
+    >>> lambda_returns(rewards, values, no, last, gamma=0.5, lam=1.0).tolist()
+    [4.0, 6.0]
+    >>> lambda_returns(rewards, values, last, no, gamma=0.5, lam=1.0).tolist()
+    [1.5, 1.0]
     """
     last = (rewards.shape[0] if length is None else length) - 1
     steps = jnp.arange(rewards.shape[0]).reshape(-1, *[1] * (rewards.ndim - 1))
     lams = lam * (1 - (terminated | truncated)) * (steps < last)
 
     def backward(future, row):
-        reward, value, continues, lam_t = row
-        future = reward + gamma * continues * (lam_t * future + (1 - lam_t) * value)
+        reward, value, ended, lam_t = row
+        # Where lam_t is 0 the future is another episode's, which may not be finite.
+        mixed = jnp.where(lam_t == 0, 0, lam_t * future) + (1 - lam_t) * value
+        future = reward + _after(ended, gamma * mixed)
         return future, future
 
-    rows = (rewards, next_values, 1 - terminated, lams)
+    rows = (rewards, next_values, terminated, lams)
     return jax.lax.scan(backward, jnp.zeros_like(rewards[0]), rows, reverse=True)[1]
 
 
@@ -78,8 +94,12 @@ def n_step_returns(
     """n-step returns (Sutton & Barto 2018, eq. 7.1), shape (T, ...).
 
     The sum is cut and bootstrapped early where the episode or the rollout ends.
+
+    >>> rewards, values, no = jnp.ones(3), jnp.full(3, 8.0), jnp.zeros(3, bool)
+    >>> n_step_returns(rewards, values, no, no, gamma=0.5, n=2).tolist()
+    [3.5, 3.5, 5.0]
     """
-    one_step = rewards + gamma * (1 - terminated) * next_values
+    one_step = rewards + _after(terminated, gamma * next_values)
     last = jnp.arange(rewards.shape[0]) == rewards.shape[0] - 1
     cut = terminated | truncated | last.reshape(-1, *[1] * (rewards.ndim - 1))
 
@@ -101,9 +121,15 @@ def bootstrap_values(
     """`next_values` of a rollout: V of the state each step led to, before any reset, (T, N).
 
     Mostly that is the next row of `values` (T, N). Only where a time limit cut an episode is the
-    value of `final_obs` (T, N, ...) asked for: one pass of `value_fn` over one row per environment
+    value of `final_obs` (T, N, ...) needed: one pass of `value_fn` over one row per environment
     for each truncation an environment had in this rollout, so none at all in most rollouts.
     `last_obs` (N, ...) follows the last row, which is row `length - 1` where `length` is given.
+
+    >>> values, final_obs = jnp.array([[1.0], [2.0]]), jnp.array([[7.0], [8.0]])
+    >>> no, cut = jnp.array([[False], [False]]), jnp.array([[True], [False]])
+    >>> value_fn, last_obs = lambda obs: obs, jnp.array([3.0])
+    >>> bootstrap_values(value_fn, values, last_obs, final_obs, no, cut).ravel().tolist()
+    [7.0, 3.0]
     """
     num_steps, num_envs = values.shape
     length = num_steps if length is None else length
@@ -122,3 +148,8 @@ def bootstrap_values(
         return j + 1, jnp.where(hit, value_fn(rows), filled)
 
     return jax.lax.while_loop(unfinished, fill, (jnp.ones((), ordinal.dtype), next_values))[1]
+
+
+def _after(terminated: jax.Array, value: jax.Array) -> jax.Array:
+    """The value of what follows a step: none where it terminated, not even one that is NaN."""
+    return jnp.where(terminated, 0, value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 Act = Callable[..., tuple[Any, ...]]
+
+STEPS_PER_RESET = 8  # of a rollout, for each reset that a pool draws anew
 
 
 class Actors(NamedTuple):
@@ -18,7 +22,8 @@ class Actors(NamedTuple):
         env_state: states, leading axis N.
         obs: current observations (N, ...).
         episode_return, episode_length: of the episodes under way (N,).
-        first: (obs, env_state) that an environment with cached resets goes back to, else None.
+        starts: (obs, env_state) that finished environments go back to: with cached resets each
+            one's own first (N, ...), with pooled ones the pool (pool_size, ...), else None.
         memory: what a policy with memory remembers, leading axis N; () without.
         episode_info: sums of the recorded entries of `info` over those episodes, name -> (N,).
     """
@@ -27,7 +32,7 @@ class Actors(NamedTuple):
     obs: jax.Array
     episode_return: jax.Array
     episode_length: jax.Array
-    first: Any
+    starts: Any
     memory: Any = ()
     episode_info: dict[str, jax.Array] = {}  # noqa: RUF012  (never changed in place)
 
@@ -61,7 +66,7 @@ class Episodes(NamedTuple):
     ended: jax.Array
     returns: jax.Array
     lengths: jax.Array
-    info: dict[str, jax.Array]
+    info: dict[str, jax.Array] = {}  # noqa: RUF012  (never changed in place)
 
     def metrics(self) -> dict[str, jax.Array]:
         """Mean return, length and recorded sums, NaN where no episode ended; how many ended."""
@@ -81,8 +86,37 @@ def strong(tree: Any) -> Any:
 
 
 def reset_kind(env: Any) -> str:
-    """ "fresh", "pool" or "cached": see `step_envs`."""
-    return getattr(env, "resets", "fresh")
+    """ "fresh", "pool" or "cached": see `step_envs`.
+
+    Pooled and cached resets take a step apart into `step_env`, `is_truncated` and a reset. Around
+    an environment whose `step` does more, as in a wrapper, they would bypass it: then every step
+    computes a reset, and a warning says so.
+    """
+    kind: str = getattr(env, "resets", "fresh")
+    if kind == "fresh" or _is_taken_apart(type(env)):
+        return kind
+    _warn_of_fresh(type(env).__name__, kind)
+    return "fresh"
+
+
+def _is_taken_apart(cls: type) -> bool:
+    """Whether `step` is gymnax's own, made of the class's own `step_env`."""
+
+    def owner(name: str) -> type | None:
+        return next((c for c in cls.__mro__ if name in vars(c)), None)
+
+    step = owner("step")
+    is_gymnax = step is not None and step.__module__ == "gymnax.environments.environment"
+    return is_gymnax and owner("step_env") not in (None, step)
+
+
+@functools.lru_cache(maxsize=64)  # once, not at every trace
+def _warn_of_fresh(name: str, kind: str) -> None:
+    warnings.warn(
+        f"resets={kind!r} of the environment inside {name} would bypass {name}.step: every step "
+        "computes a fresh reset instead, which is slow where resets are",
+        stacklevel=4,
+    )
 
 
 def reset(
@@ -99,12 +133,17 @@ def reset(
         record: entries of the environment's `info` that rollouts are to sum over each episode.
         memory: what a policy with memory starts an episode with, of one environment.
     """
-    keys = jax.random.split(key, num_envs)
-    obs, env_state = strong(jax.vmap(env.reset, in_axes=(0, None))(keys, env_params))
-    zeros = jnp.zeros((num_envs,))
-    first = (obs, env_state) if reset_kind(env) == "cached" else None
+    kind = reset_kind(env)
+    pooled = env.pool_size if kind == "pool" else 0
+    # One batch of resets: a second one would be compiled anew, which is slow for physics.
+    obs, env_state = draw_resets(key, env, env_params, num_envs + pooled)
+    starts = (obs, env_state) if kind == "cached" else None
+    if kind == "pool":
+        starts = jax.tree.map(lambda x: x[num_envs:], (obs, env_state))
+        obs, env_state = jax.tree.map(lambda x: x[:num_envs], (obs, env_state))
+    zeros = jnp.zeros((num_envs,), jnp.float32)
     memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), memory)
-    return Actors(env_state, obs, zeros, zeros, first, memory, dict.fromkeys(record, zeros))
+    return Actors(env_state, obs, zeros, zeros, starts, memory, dict.fromkeys(record, zeros))
 
 
 def rollout(
@@ -129,7 +168,7 @@ def rollout(
     Returns the environments afterwards, the transitions and the sums over finished episodes.
     """
     pool_key, key = jax.random.split(key)
-    pool = draw_pool(pool_key, env, env_params)
+    actors = refresh_pool(pool_key, env, env_params, actors, num_steps)
 
     def body(carry, t):
         actors, episodes = carry
@@ -138,9 +177,9 @@ def rollout(
             memory, (action, env_action, extras) = actors.memory, act(actors.obs, act_key)
         else:
             memory, action, env_action, extras = act(actors.memory, actors.obs, act_key)
-        stepped = step_envs(env_key, env, env_params, actors, pool, env_action)
+        stepped = step_envs(env_key, env, env_params, actors, env_action)
         env_state, obs, reward, terminated, truncated, final_obs, info = stepped
-        info = recorded(info, tuple(actors.episode_info))
+        info = entries(info, tuple(actors.episode_info))
         done = terminated | truncated
         # The same sums for the return, the length and whatever is recorded.
         so_far = actors.episode_return, actors.episode_length, actors.episode_info
@@ -153,15 +192,19 @@ def rollout(
         returns, lengths, sums_of_info = jax.tree.map(lambda x: jnp.where(done, 0, x), sums)
         if initial_memory is not None:
             memory = strong(where_done(done, initial_memory, memory))
-        actors = Actors(env_state, obs, returns, lengths, actors.first, memory, sums_of_info)
+        actors = Actors(env_state, obs, returns, lengths, actors.starts, memory, sums_of_info)
         return (actors, episodes), transition
 
     zeros = jnp.zeros_like(actors.episode_return)
     nothing = Episodes(zeros, zeros, zeros, jax.tree.map(jnp.zeros_like, actors.episode_info))
-    carry = (actors, nothing)
+    (actors, episodes), transitions = _scan(body, (actors, nothing), num_steps, length)
+    return actors, transitions, episodes
+
+
+def _scan(body: Any, carry: Any, num_steps: int, length: jax.Array | None) -> tuple[Any, Any]:
+    """`lax.scan` of `body(carry, t)` over steps, of which only the first `length` are taken."""
     if length is None:
-        (actors, episodes), transitions = jax.lax.scan(body, carry, jnp.arange(num_steps))
-        return actors, transitions, episodes
+        return jax.lax.scan(body, carry, jnp.arange(num_steps))
 
     def write(t, carry_and_rows):
         carry, rows = carry_and_rows
@@ -170,11 +213,10 @@ def rollout(
 
     shapes = jax.eval_shape(body, carry, jnp.zeros((), jnp.int32))[1]
     rows = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), shapes)
-    (actors, episodes), transitions = jax.lax.fori_loop(0, length, write, (carry, rows))
-    return actors, transitions, episodes
+    return jax.lax.fori_loop(0, length, write, (carry, rows))
 
 
-def recorded(info: dict[str, Any], names: tuple[str, ...]) -> dict[str, jax.Array]:
+def entries(info: dict[str, Any], names: tuple[str, ...]) -> dict[str, jax.Array]:
     """The named entries of an environment's `info` (N,), as float32."""
     return {name: jnp.asarray(info[name], jnp.float32) for name in names}
 
@@ -189,13 +231,13 @@ def where_done(done: jax.Array, start: Any, current: Any) -> Any:
 
 
 def step_envs(
-    key: jax.Array, env: Any, env_params: Any, actors: Actors, pool: Any, action: jax.Array
+    key: jax.Array, env: Any, env_params: Any, actors: Actors, action: jax.Array
 ) -> tuple[Any, ...]:
     """One step of all N environments; those that finish start anew, as `env.resets` says.
 
     - "fresh": the environment resets itself inside `step`, computing a reset at every step;
-    - "pool": it takes one of a few resets drawn once per rollout, which is cheaper where a reset
-      costs as much as a step (physics engines);
+    - "pool": it takes one of a few resets that every rollout draws anew, in whole or in part, which
+      is cheaper where a reset costs as much as a step (physics engines);
     - "cached": it goes back to its own first state, as Brax's wrapper does.
 
     Returns (env_state, obs, reward, terminated, truncated, final_obs, info), each with leading axis
@@ -205,9 +247,16 @@ def step_envs(
     kind = reset_kind(env)
     if kind == "fresh":
         keys = jax.random.split(key, num_envs)
-        obs, env_state, reward, terminated, truncated, info = jax.vmap(
-            env.step, in_axes=(0, 0, 0, None)
-        )(keys, actors.env_state, action, env_params)
+        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
+            keys, actors.env_state, action, env_params
+        )
+        if len(stepped) != 6 or "final_observation" not in stepped[-1]:
+            name = getattr(env, "name", type(env).__name__)
+            raise ValueError(
+                f"{name}: step returned {len(stepped)} values; agents need those of gymnax 1.0: "
+                "obs, state, reward, terminated, truncated, info with 'final_observation'"
+            )
+        obs, env_state, reward, terminated, truncated, info = stepped
         final_obs = info["final_observation"]
     else:
         step_key, row_key = jax.random.split(key)
@@ -220,10 +269,10 @@ def step_envs(
         final_obs, env_state, reward, terminated, info, truncated = jax.vmap(step)(
             keys, actors.env_state, action
         )
-        starts = actors.first
+        starts = actors.starts
         if kind == "pool":
             rows = jax.random.randint(row_key, (num_envs,), 0, env.pool_size)
-            starts = jax.tree.map(lambda x: x[rows], pool)
+            starts = jax.tree.map(lambda x: x[rows], starts)
         done = jnp.asarray(terminated, bool) | jnp.asarray(truncated, bool)
         obs, env_state = where_done(done, starts, (final_obs, env_state))
     return (
@@ -237,9 +286,28 @@ def step_envs(
     )
 
 
-def draw_pool(key: jax.Array, env: Any, env_params: Any) -> Any:
-    """Fresh (obs, env_state) for finished environments to restart from; None if not pooled."""
-    if reset_kind(env) != "pool":
-        return None
-    keys = jax.random.split(key, env.pool_size)
+def draw_resets(key: jax.Array, env: Any, env_params: Any, num: int) -> tuple[Any, Any]:
+    """(obs, env_state) of `num` fresh resets, leading axis `num`."""
+    keys = jax.random.split(key, num)
     return strong(jax.vmap(env.reset, in_axes=(0, None))(keys, env_params))
+
+
+def refresh_pool(
+    key: jax.Array, env: Any, env_params: Any, actors: Actors, num_steps: int
+) -> Actors:
+    """Put fresh resets into the pool before a rollout: all of it, or as many as pay.
+
+    A reset costs about as much as a step, so there is one for every STEPS_PER_RESET steps of the
+    rollout at most, in a place drawn at random.
+    """
+    if reset_kind(env) != "pool":
+        return actors
+    size, num_envs = env.pool_size, actors.episode_return.shape[0]
+    num = min(size, max(1, num_steps * num_envs // STEPS_PER_RESET))
+    if num == size:
+        return actors._replace(starts=draw_resets(key, env, env_params, size))
+    reset_key, place_key = jax.random.split(key)
+    rows = (jax.random.randint(place_key, (), 0, size) + jnp.arange(num)) % size
+    new = draw_resets(reset_key, env, env_params, num)
+    starts = jax.tree.map(lambda pool, x: pool.at[rows].set(x), actors.starts, new)
+    return actors._replace(starts=starts)

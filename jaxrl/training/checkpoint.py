@@ -11,31 +11,36 @@ a flipped bit would train on.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import functools
 import json
 import logging
 import os
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxrl.training import hosts
+from jaxrl.training.history import History
 from jaxrl.training.hosts import from_numpy, is_key, to_numpy
+from jaxrl.training.members import shared_arrays
 
 HISTORY = "history"
+ENVIRONMENT = "environment's options or wrappers"
 BATCHES = "batches.json"
 
 
 class Saved(NamedTuple):
-    """What a checkpoint gives back: states of all members, and arrays over all iterations."""
+    """What a run is resumed from: states of all members, and what they have shown."""
 
     iteration: int
     states: Any
-    history: list[dict[str, np.ndarray]]  # one for each save, in order
+    history: History
     seconds: float  # that the run had taken, without compiling
 
 
@@ -46,7 +51,7 @@ class Checkpoints:
     Attributes:
         folder: theirs alone; made where it is missing.
         every: seconds from one save to the next; the last state is saved in any case.
-        keep: how many of the newest are kept. The one of the best return so far is kept as well.
+        keep: how many of the newest are kept. The one with the best return so far is kept as well.
     """
 
     folder: Path
@@ -54,32 +59,94 @@ class Checkpoints:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))  # a string is a path too
         if not self.every >= 0:
             raise ValueError(f"checkpoints: every={self.every} must be 0 seconds or more")
         if self.keep < 1:
             raise ValueError(f"checkpoints: keep={self.keep} must be at least 1")
 
-    def part(self, name: str) -> Checkpoints:
-        """Those of one program of several."""
-        return dataclasses.replace(self, folder=self.folder / name)
+    def of_batch(self, number: int) -> Checkpoints:
+        """Those of one batch of several."""
+        return dataclasses.replace(self, folder=self.folder / str(number))
 
-    def batch(self, number: int) -> int | None:
-        """How many members train at once from program `number` on, where that is settled."""
-        path = self.folder / BATCHES
-        known = json.loads(path.read_text()) if path.exists() else {}
-        return known.get(str(number))
+    def batch_size(self, number: int, decide: Callable[[], int]) -> int:
+        """How many members train at once from batch `number` on.
 
-    def note_batch(self, number: int, size: int) -> None:
-        """Settle it: another memory limit later must not sort members into other programs."""
+        What was decided when the run began is settled: another memory limit later must not sort
+        members into other batches.
+
+        Raises: ValueError where that cannot be written down.
+        """
         path = self.folder / BATCHES
-        known = json.loads(path.read_text()) if path.exists() else {}
-        part = path.with_suffix(".part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(known | {str(number): size}))
-            part.replace(path)
-        except OSError as error:
-            raise ValueError(f"cannot write to {self.folder}: {error.strerror}") from None
+        known: dict[str, int] = {}
+        if hosts.is_writer() and path.exists():
+            known = json.loads(path.read_text())
+        size: int | None = hosts.of_writer(known.get(str(number)))
+        if size is not None:
+            return size
+        size = decide()
+        if hosts.is_writer():
+            part = path.with_suffix(".part")
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                part.write_text(json.dumps(known | {str(number): size}))
+                part.replace(path)
+            except OSError as error:
+                raise ValueError(f"cannot write to {self.folder}: {error.strerror}") from None
+        return size
+
+
+def identity(agents: Any, seeds: list[int]) -> dict[str, Any]:
+    """What a checkpoint belongs to: all that the members' runs follow from, but their length."""
+    fields: dict[str, Any] = {}
+    for h in agents.hyperparameters():
+        value = getattr(agents, h.name)
+        fields[h.name] = np.asarray(value).tolist() if h.kind == "traced" else value
+    del fields["total_steps"]
+    recorded = shared_arrays(agents)
+    return fields | {
+        "agent": agents.name,
+        "environment": agents.env.name,
+        ENVIRONMENT: describe(agents.env),
+        "environment parameters": checksum(agents.env_params),
+        "recorded data": checksum(recorded) if recorded else None,
+        "seeds": seeds,
+    }
+
+
+def describe(env: Any) -> dict[str, Any]:
+    """What tells an environment from others of its name: its options, and what it wraps.
+
+    Classes and attributes that are plain values or arrays, of it and of the environments within.
+    """
+    plain: dict[str, Any] = {"class": f"{type(env).__module__}.{type(env).__qualname__}"}
+    for name, value in sorted(vars(env).items()):
+        if isinstance(getattr(type(env), name, None), functools.cached_property):
+            continue  # there once it was asked for
+        if callable(getattr(value, "step", None)) and callable(getattr(value, "reset", None)):
+            plain[name] = describe(value)
+        elif isinstance(value, np.ndarray | jax.Array):
+            plain[name] = checksum(value)
+        elif isinstance(value, bool | int | float | str):
+            plain[name] = value
+        elif isinstance(value, tuple | list):
+            plain[name] = repr(value)
+    return plain
+
+
+def open_store(
+    checkpoints: Checkpoints | None, agents: Any, seeds: list[int], like: Any
+) -> tuple[Store | None, Saved | None]:
+    """The store of stacked agents' states `like` these, and what it holds; on one process only.
+
+    What it holds is passed to all processes.
+
+    Raises: ValueError as `Store` and `Store.restore` do.
+    """
+    if checkpoints is None:
+        return None, None
+    store = Store(checkpoints, identity(agents, seeds)) if hosts.is_writer() else None
+    return store, hosts.of_writer(store.restore(like) if store else None)
 
 
 class Store:
@@ -107,18 +174,20 @@ class Store:
         except OSError as error:
             raise ValueError(f"cannot write to {checkpoints.folder}: {error.strerror}") from None
         try:
+            import fcntl  # there is none on Windows
+
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.lock.close()
             raise ValueError(f"{checkpoints.folder} is in use by another process") from None
-        kept = [
+        preserved = [
             LatestN(checkpoints.keep),
             BestN(get_metric_fn=lambda metrics: metrics["return"], n=1),
         ]
         options = CheckpointManagerOptions(
             multiprocessing_options=_alone(),
             create=False,  # it is there; orbax refuses to make one for one process of several
-            preservation_policy=AnyPreservationPolicy(kept),
+            preservation_policy=AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,  # what a kill has left
         )
         self.manager = CheckpointManager(self.folder, options=options)
@@ -154,11 +223,11 @@ class Store:
         self,
         iteration: int,
         states: Any,
-        history: dict[str, np.ndarray],
+        history: History,
         score: float,
         seconds: float,
     ) -> bool:
-        """Save states after `iteration`, and what was recorded since the last that succeeded.
+        """Save states after `iteration`, and the history since the last save that succeeded.
 
         Returns once the states are copied; they are written while training goes on. Where that
         fails, as on a full disk, it warns and returns False: what was saved before stays.
@@ -166,7 +235,7 @@ class Store:
         self.saved_at = time.perf_counter()
         path = self.folder / HISTORY / f"{self.iteration:010d}-{iteration:010d}.npz"
         try:
-            _write(path, history)
+            _write(path, history.to_arrays())
             self._save_states(iteration, states, score, seconds)
         except Exception as error:  # whatever a writer raises, also that of the save before
             path.unlink(missing_ok=True)
@@ -206,6 +275,11 @@ class Store:
         except Exception as error:
             self._warn_of(error)
         self.lock.close()
+
+
+def exists(folder: Path) -> bool:
+    """Whether a folder of `Checkpoints` holds a checkpoint of any program."""
+    return any(folder.glob("*/[0-9]*"))
 
 
 def read(folder: Path, like: Any) -> Saved:
@@ -265,11 +339,13 @@ def _newest(manager: Any, folder: Path, like: Any, belongs_to: Any) -> Saved | N
 
 
 def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) -> Saved:
-    from orbax.checkpoint.args import Composite, JsonRestore, StandardRestore
+    from orbax.checkpoint.args import Composite, JsonRestore
 
     about = _opened(manager.restore(step, args=Composite(about=JsonRestore())).about)
     theirs, ours = about["belongs_to"], belongs_to or about["belongs_to"]
     other = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    if ENVIRONMENT in other and ENVIRONMENT not in theirs:
+        other.remove(ENVIRONMENT)  # earlier checkpoints do not say
     if other:
         raise _Foreign(f"saved with another {', '.join(sorted(other))}")
     if about["jax"] != jax.__version__:
@@ -279,36 +355,61 @@ def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) 
             stacklevel=2,
         )
     words = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if is_key(x) else x, like)
-    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), words)
-    states = manager.restore(step, args=Composite(states=StandardRestore(target))).states
+    states = _read_states(manager, folder, step, words)
     if checksum(states) != about["checksum"]:
         raise ValueError("its checksum is another")
     states = from_numpy(states, like)
     return Saved(step, states, _history_until(folder, step), about["seconds"])
 
 
-def _history_until(folder: Path, iteration: int) -> list[dict[str, np.ndarray]]:
-    """The recorded pieces from the start to an iteration, without a gap."""
-    pieces, reached = [], 0
+def _read_states(manager: Any, folder: Path, step: int, like: Any) -> Any:
+    """Saved arrays in the structure of `like`, matched by the names of fields.
+
+    Fields that hold no array may have come or gone since. Raises _Foreign where others have.
+    """
+    from orbax.checkpoint import StandardCheckpointHandler
+    from orbax.checkpoint.args import Composite, StandardRestore
+
+    def by_name(tree: Any) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+
+    stored = StandardCheckpointHandler().metadata(folder / str(step) / "states").tree
+    ours, theirs = ({(k, x.shape) for k, x in by_name(tree).items()} for tree in (like, stored))
+    other = sorted({name.split(".")[0] for name, _ in ours ^ theirs})
+    if other:
+        raise _Foreign(
+            f"saved by another version of jaxrl, whose states differ in {', '.join(other)}: "
+            "they cannot be read any more"
+        )
+    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
+    arrays = by_name(manager.restore(step, args=Composite(states=StandardRestore(target))).states)
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in by_name(like)])
+
+
+def _history_until(folder: Path, iteration: int) -> History:
+    """The history from the start to an iteration, without a gap."""
+    history, reached = None, 0
     for first, stop, path in _pieces(folder):
         if stop > iteration:
             break
         if first != reached:
             raise ValueError(f"{path} begins at {first} instead of {reached}")
         with path.open("rb") as file, np.load(file) as arrays:
-            pieces.append(dict(arrays))
+            new = History.from_arrays(dict(arrays), stop)
+        history = new if history is None else history.then(new)
         reached = stop
-    if reached != iteration:
+    if history is None or reached != iteration:
         raise ValueError(f"{folder / HISTORY} ends at {reached} instead of {iteration}")
-    return pieces
+    return history
 
 
 def _pieces(folder: Path) -> list[tuple[int, int, Path]]:
-    found = []
+    pieces = []
     for path in (folder / HISTORY).glob("*.npz"):
         first, stop = map(int, path.stem.split("-"))
-        found.append((first, stop, path))
-    return sorted(found)
+        pieces.append((first, stop, path))
+    return sorted(pieces)
 
 
 class _Foreign(Exception):

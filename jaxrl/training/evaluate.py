@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl.agent import Agent, memoryless
-from jaxrl.parts.rollout import draw_pool, recorded, reset, step_envs
+from jaxrl.parts.rollout import entries, reset, step_envs
 
-DEFAULT_MAX_STEPS = 10_000
+# An episode ends by the environment's own flags. Only one that never ends is cut, after the steps
+# that `env_params.max_steps_in_episode` allows, but no fewer and no more than these.
+FEWEST_STEPS, MOST_STEPS = 10_000, 200_000
 
 
 class Evaluation(NamedTuple):
@@ -30,7 +34,6 @@ class Evaluation(NamedTuple):
     info: dict[str, jax.Array] = {}  # noqa: RUF012  (never changed in place)
 
 
-@partial(jax.jit, static_argnames=("episodes", "deterministic"))
 def evaluate(
     agent: Agent,
     state: Any,
@@ -42,19 +45,45 @@ def evaluate(
     """Run the agent's policy for `episodes` episodes from fresh resets.
 
     Args:
-        max_steps: cap on an episode; defaults to the environment's own time limit
-            (`env_params.max_steps_in_episode`), else 10,000. An episode that reaches the cap
-            counts with its return so far and is marked as not finished.
+        max_steps: guard against episodes that never end; by default at least 10,000. An episode
+            that reaches it counts with its return so far and is marked as not finished, with a
+            warning.
         deterministic: act by the policy's mode instead of sampling from it.
     """
+    evaluation: Evaluation = _evaluate(agent, state, key, episodes, max_steps, deterministic)
+    if not isinstance(evaluation.finished, jax.core.Tracer):
+        warn_of_unfinished(evaluation)
+    return evaluation
+
+
+def warn_of_unfinished(evaluation: Evaluation) -> None:
+    """Warn where episodes were cut by the guard; called on the host."""
+    unfinished = int((~np.asarray(evaluation.finished)).sum())
+    if unfinished:
+        warnings.warn(
+            f"{unfinished} of {np.size(evaluation.finished)} evaluation episodes were cut off "
+            f"unfinished after {np.max(evaluation.lengths):,} steps: their returns are too small",
+            stacklevel=3,
+        )
+
+
+@partial(jax.jit, static_argnames=("episodes", "deterministic"))
+def _evaluate(
+    agent: Agent,
+    state: Any,
+    key: jax.Array,
+    episodes: int,
+    max_steps: int | jax.Array | None,
+    deterministic: bool,
+) -> Evaluation:
     env, env_params = agent.env, agent.env_params
     if max_steps is None:
-        max_steps = getattr(env_params, "max_steps_in_episode", DEFAULT_MAX_STEPS)
+        limit = getattr(env_params, "max_steps_in_episode", 0)
+        max_steps = jnp.clip(limit, FEWEST_STEPS, MOST_STEPS)
     # An agent of a user's own may return a plain function.
     policy = memoryless(agent.policy(state, deterministic))
     act = jax.vmap(policy.step)
-    reset_key, pool_key, key = jax.random.split(key, 3)
-    pool = draw_pool(pool_key, env, env_params)
+    reset_key, _, key = jax.random.split(key, 3)
 
     def running(carry):
         t, _, evaluation = carry
@@ -65,7 +94,7 @@ def evaluate(
         act_key, env_key = jax.random.split(jax.random.fold_in(key, t))
         # Episodes after the first of each environment do not count, so memory is never reset.
         memory, action = act(actors.memory, actors.obs, jax.random.split(act_key, episodes))
-        stepped = step_envs(env_key, env, env_params, actors, pool, action)
+        stepped = step_envs(env_key, env, env_params, actors, action)
         env_state, obs, reward, terminated, truncated, _, info = stepped
 
         def add(total, x):
@@ -75,16 +104,16 @@ def evaluate(
             add(returns, reward),
             lengths + ~finished,
             finished | terminated | truncated,
-            jax.tree.map(add, sums, recorded(info, agent.record)),
+            jax.tree.map(add, sums, entries(info, agent.reported)),
         )
         return t + 1, actors._replace(env_state=env_state, obs=obs, memory=memory), evaluation
 
     actors = reset(reset_key, env, env_params, episodes, memory=policy.initial())
-    zeros = jnp.zeros((episodes,))
+    zeros = jnp.zeros((episodes,), jnp.float32)
     nothing = Evaluation(
         zeros,
         jnp.zeros((episodes,), jnp.int32),
         jnp.zeros((episodes,), bool),
-        dict.fromkeys(agent.record, zeros),
+        dict.fromkeys(agent.reported, zeros),
     )
     return jax.lax.while_loop(running, body, (jnp.zeros((), jnp.int32), actors, nothing))[2]

@@ -1,7 +1,7 @@
-"""Several processes that run one sweep: each trains its share of the members, all know everything.
+"""Several processes that run one sweep: each trains its share, and all receive every result.
 
 The compiled programs are each process's own; what they tell each other goes over the host, between
-chunks. Of one process, everything here is the identity.
+chunks. With a single process, `gather` and `of_writer` return their argument.
 """
 
 from __future__ import annotations

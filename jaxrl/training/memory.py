@@ -26,9 +26,9 @@ class Plan(NamedTuple):
 
     def line(self) -> str:
         each = (self.needed - self.shared) / self.members
-        shared = f" and {text(self.shared)} of recorded data" if self.shared else ""
-        line = f"memory: {text(each)} a member{shared}, {text(self.needed)} in all"
-        line += f", of {text(self.limit)}"
+        shared = f" and {readable(self.shared)} of recorded data" if self.shared else ""
+        line = f"memory: {readable(each)} per member{shared}, {readable(self.needed)} in total"
+        line += f" ({readable(self.limit)} available)"
         if self.batch == self.members:
             return line
         batches = -(-self.members // self.batch)
@@ -48,7 +48,7 @@ def plan(members: int, needed: Callable[[int], int], limit: int, shared: int = 0
         return Plan(members, whole, shared, limit, members)
     devices = jax.local_device_count()
     each = max(1.0, (whole - shared) / members)
-    batch = min(members - 1, max(1, int((limit - shared) / each)))
+    batch = max(1, min(members - 1, int((limit - shared) / each)))
     while batch > 1:
         batch -= batch % devices if batch > devices else 0
         if needed(batch) <= limit:
@@ -56,7 +56,8 @@ def plan(members: int, needed: Callable[[int], int], limit: int, shared: int = 0
         batch -= 1
     if batch == 1 and needed(1) > limit:
         raise ValueError(
-            f"memory: one member needs {text(needed(1))}, more than the limit of {text(limit)}"
+            f"memory: one member needs {readable(needed(1))}, more than the limit of "
+            f"{readable(limit)}"
         )
     alike = -(-members // -(-members // batch))
     alike += -alike % devices
@@ -74,7 +75,7 @@ def available() -> int:
     return int(SHARE * total)
 
 
-def text(number: float) -> str:
+def readable(number: float) -> str:
     """Bytes as people read them: 1.5 MiB."""
     power = min(int(math.log2(max(number, 1))) // 10, len(UNITS) - 1)
     return f"{number / 1024**power:,.{min(power, 1)}f} {UNITS[power]}"

@@ -1,4 +1,4 @@
-"""ABS: equal to PQN at a fixed length, its gradient in pieces, its scheduler, populations."""
+"""ABS: equal to PQN at a fixed length, its gradient in slices, its scheduler, populations."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,13 @@ import optax
 import pytest
 
 import jaxrl
-from agents.value_based.abs import ABS, READINGS, divergence, target_length
-from agents.value_based.pqn import PQN, Batch
+from agents.value_based.abs import ABS, _warn_of_standstill, divergence
+from agents.value_based.pqn import PQN
 from jaxrl.agent import Tag, derive
+from jaxrl.loops.q_lambda import Batch
 from jaxrl.parts.optimize import permutation
-from jaxrl.training.devices import member_mesh
 from jaxrl.training.members import stack
+from jaxrl.training.placement import Placement
 from jaxrl.training.programs import chunk
 from tests.helpers import assert_close, assert_same, interrupted, primitives
 from tests.probes import Chain, Match
@@ -48,17 +49,21 @@ def test_fixed_length_equals_pqn_bit_for_bit():
     assert_same(fixed.state.params, plain.state.params)
     assert_same(fixed.state.opt_state, plain.state.opt_state)
     assert_same(fixed.state.actors, plain.state.actors)
-    np.testing.assert_array_equal(fixed.env_steps, plain.env_steps)
+    np.testing.assert_array_equal(fixed.history.env_steps, plain.history.env_steps)
     for name in ("epsilon", "episode_return", "episode_length", "episodes"):
-        np.testing.assert_array_equal(fixed.metrics[name], plain.metrics[name])
-    np.testing.assert_allclose(fixed.metrics["loss"], plain.metrics["loss"], rtol=1e-5)
-    np.testing.assert_allclose(fixed.metrics["q_mean"], plain.metrics["q_mean"], rtol=1e-5)
+        np.testing.assert_array_equal(fixed.history.metrics[name], plain.history.metrics[name])
+    np.testing.assert_allclose(
+        fixed.history.metrics["loss"], plain.history.metrics["loss"], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        fixed.history.metrics["q_mean"], plain.history.metrics["q_mean"], rtol=1e-5
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [4, 9, 16, 50])
-def test_gradient_in_pieces_is_the_whole_minibatch_gradient(length):
-    """Pieces of 4 rows; with 9 steps the minibatches hold 9 rows, with 50 steps 50 in 3 epochs."""
+def test_gradient_in_slices_is_the_whole_minibatch_gradient(length):
+    """Slices of 4 rows; with 9 steps the minibatches hold 9 rows, with 50 steps 50 in 3 epochs."""
     agent = abs_agent(max_steps=50, total_steps=10_000, learning_rate=0.1)
     state = agent.init(KEY)
     capacity, used = 4 * 50, 4 * length
@@ -78,7 +83,8 @@ def test_gradient_in_pieces_is_the_whole_minibatch_gradient(length):
 
     @jax.jit
     def update(params, opt_state, minibatch):
-        loss, grads = agent.loss_and_grad(params, minibatch, minibatch.target.shape[0])
+        size = minibatch.target.shape[0]
+        loss, grads = agent.loss_and_grad(params, minibatch, size, jnp.ones(size, bool))
         updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(params, updates), opt_state, loss
 
@@ -92,8 +98,23 @@ def test_gradient_in_pieces_is_the_whole_minibatch_gradient(length):
     assert loss == pytest.approx(float(np.mean(losses)), rel=1e-5)
 
 
+def test_rows_that_are_not_valid_count_nothing():
+    agent = abs_agent()
+    params = jax.jit(agent.init)(KEY).params
+    rng = np.random.default_rng(0)
+    obs, target = rng.normal(size=(12, 1)).astype("f"), rng.normal(size=12).astype("f")
+    action = rng.integers(2, size=12)
+    loss_and_grad = jax.jit(agent.loss_and_grad)
+    wrong = Batch(obs, action, np.where(np.arange(12) < 7, target, 1e6).astype("f"))
+    seven = Batch(obs[:7], action[:7], target[:7])
+    actual = loss_and_grad(params, wrong, 7, jnp.arange(12) < 7)
+    assert_close(actual, loss_and_grad(params, seven, 7, jnp.ones(7, bool)), 1e-5)
+    chosen = np.asarray(agent.q_values(params, obs))[np.arange(7), action[:7]]
+    assert actual[0] == pytest.approx(0.5 * np.mean((chosen - target[:7]) ** 2), rel=1e-5)
+
+
 def test_minibatches_of_unequal_size_cover_the_batch():
-    """14 rows in 4 minibatches: 3, 4, 3 and 4 rows in pieces of at most 2."""
+    """14 rows in 4 minibatches: 3, 4, 3 and 4 rows in slices of at most 2."""
     agent = abs_agent(num_envs=2, min_steps=4, max_steps=7, max_grad_norm=1e9)
     state = agent.init(KEY)
     batch = Batch(jnp.ones((14, 1)), jnp.zeros(14, jnp.int32), jnp.arange(14.0))
@@ -127,7 +148,18 @@ def test_divergence_is_the_share_of_changed_greedy_actions():
     [(0.05, 64), (0.95, 16), ((0.05 * 0.95) ** 0.5, 40), (0.0, 64), (1.0, 16)],
 )
 def test_length_that_a_divergence_asks_for(mean, expected):
-    assert target_length(jnp.asarray(mean), 16, 64) == pytest.approx(expected, abs=1e-4)
+    agent = abs_agent(min_steps=16, max_steps=64, total_steps=10_000)
+    assert agent.target_length(jnp.asarray(mean)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_range_of_the_divergence():
+    limits = {"divergence_low": 0.1, "divergence_high": 0.4}
+    agent = abs_agent(min_steps=16, max_steps=64, total_steps=10_000, **limits)
+    lengths = [float(agent.target_length(jnp.asarray(mean))) for mean in (0.05, 0.2, 0.5)]
+    np.testing.assert_allclose(lengths, [64, 40, 16], atol=1e-4)
+    line = "abs: divergence_low=0.4 is not below divergence_high=0.4"
+    with pytest.raises(ValueError, match=line):
+        agent.replace(divergence_low=0.4)
 
 
 def schedule(agent, readings):
@@ -137,7 +169,11 @@ def schedule(agent, readings):
         carry = agent.schedule(*carry, reading)
         return carry, carry[2]
 
-    start = jnp.zeros(READINGS), jnp.zeros((), jnp.int32), jnp.asarray(float(agent.min_steps))
+    start = (
+        jnp.zeros(agent.reading_window),
+        jnp.zeros((), jnp.int32),
+        jnp.asarray(float(agent.min_steps)),
+    )
     (buffer, count, _), lengths = jax.lax.scan(one, start, jnp.asarray(readings, jnp.float32))
     return np.asarray(lengths), np.asarray(buffer), int(count)
 
@@ -163,6 +199,12 @@ def test_schedule_follows_its_equations():
     np.testing.assert_allclose(sorted(buffer), sorted(np.float32(taken[-20:])))
 
 
+def test_a_fixed_length_refuses_what_would_move_it():
+    line = "abs: smoothing=0.5 has no effect with min_steps equal to max_steps; leave it out"
+    with pytest.raises(ValueError, match=line):
+        abs_agent(min_steps=16, smoothing=0.5)
+
+
 def test_fewer_than_ten_readings_keep_the_length():
     agent = abs_agent(min_steps=16, max_steps=64, total_steps=10_000)
     lengths = schedule(agent, [0.0] * 12)[0]
@@ -183,73 +225,66 @@ def test_length_reaches_its_maximum_unless_truncated():
 # Runs whose iterations vary in length -----------------------------------------------------------
 
 
-OFTEN = Match()  # of these tests alone: their programs are traced with other constants
+# A reading each iteration and a length that moves from the second on.
+OFTEN = {"measure_every": 1, "min_readings": 2, "smoothing": 0.5, "total_steps": 1200}
 
 
-@pytest.fixture
-def often(monkeypatch):
-    """A reading each iteration and a length that moves from the second on."""
-    monkeypatch.setattr("agents.value_based.abs.MEASURE_EVERY", 1)
-    monkeypatch.setattr("agents.value_based.abs.FEWEST", 2)
-    monkeypatch.setattr("agents.value_based.abs.SMOOTHING", 0.5)
-
-
-@pytest.mark.usefixtures("often")
 @pytest.mark.slow
 def test_population_of_varying_lengths():
-    agent = abs_agent(OFTEN, total_steps=1200)
+    agent = abs_agent(**OFTEN)
     population = jaxrl.sweep(agent, seeds=5, evaluations=2, episodes=4)
-    assert population.env_steps.shape[1] <= agent.num_iterations
-    last = np.nanmax(population.env_steps, axis=1)
+    assert population.history.env_steps.shape[1] <= agent.num_iterations
+    last = np.nanmax(population.history.env_steps, axis=1)
     assert (last >= 1200).all()
     assert (last < 1200 + 4 * 16).all()
-    lengths = population.metrics["rollout_length"]
+    lengths = population.history.metrics["rollout_length"]
     assert np.nanmax(lengths) > 8
     assert len({tuple(row) for row in np.nan_to_num(lengths)}) > 2
     iterations = []
     for i in range(5):
-        run = population.select(i)
+        run = population[i]
         np.testing.assert_array_equal(
-            np.diff(run.env_steps, prepend=0), 4 * lengths[i, : run.iteration]
+            np.diff(run.history.env_steps, prepend=0), 4 * lengths[i, : run.iteration]
         )
-        assert np.isfinite(run.metrics["loss"]).all()
+        assert np.isfinite(run.history.metrics["loss"]).all()
         assert run.state.env_steps == last[i]
         np.testing.assert_array_equal(
-            run.metrics["num_epochs"], np.maximum(2, 2 * run.metrics["rollout_length"] // 32)
+            run.history.metrics["num_epochs"],
+            np.maximum(2, 2 * run.history.metrics["rollout_length"] // 32),
         )
         iterations.append(run.iteration)
     assert len(set(iterations)) > 1
     # The last evaluation is at the end of each member's run.
-    np.testing.assert_array_equal(population.evaluations["env_steps"][:, -1], last)
+    np.testing.assert_array_equal(population.history.evaluations["env_steps"][:, -1], last)
 
     alone = jaxrl.train(agent, seed=3)
-    run = population.select(3)
+    run = population[3]
     assert run.iteration == alone.iteration
     assert_close(run.state, alone.state, 1e-4)
-    assert_close(run.metrics, alone.metrics, 1e-3)
+    assert_close(run.history.metrics, alone.history.metrics, 1e-3)
     state, metrics = jax.jit(jaxrl.fused)(agent, jax.random.key(3))
     assert_close(state, alone.state, 1e-4)
     rows = jax.tree.map(lambda x: x[: alone.iteration], metrics)
-    assert_close(rows, alone.metrics, 1e-3)
+    assert_close(rows, alone.history.metrics, 1e-3)
     assert np.isnan(metrics["loss"][alone.iteration :]).all()
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("often")
 def test_going_on_equals_one_long_run():
-    agent = abs_agent(OFTEN, total_steps=1200)
+    agent = abs_agent(**OFTEN)
     whole = jaxrl.train(agent, seed=1)
     first = interrupted(agent, 12, seed=1)
     assert first.iteration == 12
     second = jaxrl.train(agent, start=first)
     assert_same(second.state, whole.state)
     assert second.iteration == whole.iteration < agent.num_iterations
-    np.testing.assert_array_equal(np.append(first.env_steps, second.env_steps), whole.env_steps)
+    np.testing.assert_array_equal(
+        np.append(first.history.env_steps, second.history.env_steps), whole.history.env_steps
+    )
 
 
-@pytest.mark.usefixtures("often")
 def test_a_finished_run_has_nothing_left_to_do():
-    run = jaxrl.train(abs_agent(OFTEN, total_steps=1200))
+    run = jaxrl.train(abs_agent(**OFTEN))
     with pytest.raises(ValueError, match="nothing to do"):
         jaxrl.train(run.agent, start=run)
 
@@ -258,7 +293,15 @@ def test_divergence_is_measured_in_a_branch():
     """Under vmap too: a `select` would measure in every iteration."""
     agents = stack([abs_agent()] * 2)
     states = jax.vmap(lambda agent, key: agent.init(key))(agents, jax.random.split(KEY, 2))
-    mesh = member_mesh(1)
+    mesh = Placement.of_members(1).mesh
     args = agents, states, np.int32(0), np.int32(4)
     program = chunk.trace(*args, mesh=mesh, length=4)
     assert "cond" in primitives(program.jaxpr.jaxpr)
+
+
+def test_a_run_too_short_to_adapt_says_so():
+    _warn_of_standstill.cache_clear()
+    with pytest.warns(UserWarning, match="64 iterations take at most 2 readings"):
+        abs_agent(total_steps=64 * 8 * 4, min_steps=8, measure_every=50)
+    assert ABS.total_steps == 20_000_000  # the published run, in which it does
+    assert 20_000_000 // (128 * 16) // 50 > 10

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxrl
-from agents.off_policy.sac import SAC
+from agents.off_policy.sac import SAC, SACLearner
 from agents.offline.cql import CQL
 from agents.offline.discretecql import DiscreteCQL, conservatism
 from jaxrl.parts import replay
@@ -108,20 +108,38 @@ def test_without_conservatism_it_is_sac():
     sac, plain = make(SAC, env, data), cql(env, data, **options)
     learner, batch = sac.init_learner(KEY, jnp.ones(1)), batch_of(sac)
     expected, _ = jax.jit(sac.update)(learner, batch, KEY, 0)
-    update = jax.jit(lambda agent: agent.update(learner, batch, KEY, 0)[0])
-    assert_same(plain.init_learner(KEY, jnp.ones(1)), learner)
-    assert_close(update(plain), expected, 1e-6)
+    own = plain.init_learner(KEY, jnp.ones(1))
+    update = jax.jit(lambda agent: agent.update(own, batch, KEY, 0)[0])
+    assert_same(as_sac(own), learner)
+    assert_close(as_sac(update(plain)), expected, 1e-6)
     conservative = update(plain.replace(cql_alpha=1.0))
     moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), conservative.critics, expected.critics)
     assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+def as_sac(learner):
+    """What SAC learns as well."""
+    return SACLearner(**{name: getattr(learner, name) for name in SACLearner._fields})
 
 
 def test_gradients_do_not_flow_into_the_proposed_actions():
     """The regulariser moves critics only: the actor's step is the one of SAC."""
     agent = cql(cql_alpha=10.0)
     learner, batch = agent.init_learner(KEY, jnp.ones(1)), batch_of(agent)
-    after, _ = jax.jit(agent.update_critics)(learner, batch, KEY)
+    after, _ = jax.jit(agent.critic_step)(learner, batch, KEY)
     assert_same(after.actor, learner.actor)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"target_gap": 1.0}, "target_gap=1.0 has no effect without lagrange"),
+        ({"backup_entropy": True, "max_target": True}, "max_target=True has no effect with backup"),
+    ],
+)
+def test_what_has_no_effect_is_refused(changes, line):
+    with pytest.raises(ValueError, match=line):
+        cql(**changes)
 
 
 def test_variants_of_the_term():
@@ -145,10 +163,10 @@ def test_the_lagrange_factor_holds_the_gap_at_its_target():
     options = {"lagrange": True, "cql_alpha": 1.0, "temperature": 0.3, "learning_rate": 1e-3}
     agent = cql(env, bandit(env), steps=20_000, temperature_learning_rate=0.0, **options)
     population = jaxrl.sweep(agent, {"target_gap": [4.3, 10.0]})
-    held, free = population.metrics["gap"][:, -30:].mean(axis=1)
+    held, free = population.history.metrics["gap"][:, -30:].mean(axis=1)
     assert held == pytest.approx(4.3, abs=0.05)
     assert 4.4 < free < 4.6  # a log of a mean of 30 is a little low
-    assert population.metrics["cql_factor"][1, -1] < 0.01
+    assert population.history.metrics["cql_factor"][1, -1] < 0.01
 
 
 @pytest.mark.slow

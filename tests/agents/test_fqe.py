@@ -7,6 +7,7 @@ import pytest
 
 import jaxrl
 from agents.offline.fqe import FQE
+from jaxrl.agent import Policy
 from tests.probes import GAMMA, Chain, Probe
 from tests.records import chain_data, chain_values, data_of, make
 
@@ -51,6 +52,12 @@ def test_fqe_of_continuous_actions_is_exact_on_a_linear_system():
     q = agent.q_value(run.state.learner.params, data.obs, scaled)
     np.testing.assert_allclose(q, s + a + GAMMA * c * onward, atol=0.02)
     assert float(agent.value(run.state, KEY)) == pytest.approx(c * s[0], abs=0.02)
+
+
+def test_a_policy_with_memory_is_refused():
+    target = Policy(lambda: jnp.zeros(1), lambda memory, obs, key: (memory, 0))
+    with pytest.raises(ValueError, match="fqe: target has a memory"):
+        make(FQE, Chain(), chain_data(Chain(), 100), target=target)
 
 
 def test_refused_without_a_policy_to_evaluate():

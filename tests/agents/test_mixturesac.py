@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from agents.off_policy.mixturesac import (
+    MixtureSAC,
     collapse,
     gumbel_softmax_loss,
     half_reparameterised_loss,
@@ -14,8 +15,8 @@ from agents.off_policy.mixturesac import (
     mrp_loss,
     spread,
 )
-from agents.off_policy.soft import policy_loss
 from jaxrl.parts.distributions import TanhMixture, TanhNormal
+from tests.probes import ConstantReward
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -212,9 +213,9 @@ def test_one_component_is_sac():
         return mrp_loss(TanhMixture(jnp.zeros((1, 1)), mean, log_std), q, ALPHA, KEY)
 
     def as_normal(mean, log_std):
-        normal = TanhNormal(mean, log_std)  # (1, 1, 1): noise of the mixture's shape
-        loss, log_prob = policy_loss(normal, q, ALPHA, KEY)
-        return loss, log_prob[0]
+        # SAC's loss (Haarnoja et al. 2018, eq. 9); (1, 1, 1): noise of the mixture's shape.
+        action, log_prob = TanhNormal(mean, log_std).sample_and_log_prob(KEY)
+        return (ALPHA * log_prob - q(action)).mean(), log_prob[0]
 
     results = [
         jax.value_and_grad(f, argnums=(0, 1), has_aux=True)(dist.mean, dist.log_std)
@@ -263,3 +264,11 @@ def test_collapse_metrics():
     assert metrics["component_kl"] == pytest.approx((there + back) / 2)
     assert metrics["heaviest_weight"] == pytest.approx(1)
     assert metrics["weight_entropy"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_gumbel_temperature_is_refused_where_it_has_no_effect():
+    env = ConstantReward(continuous=True)
+    changes = {"gumbel_temperature": 0.1, "num_components": 2}
+    MixtureSAC(env, env.default_params, estimator="gumbel_softmax", **changes)
+    with pytest.raises(ValueError, match="has no effect with estimator=mrp"):
+        MixtureSAC(env, env.default_params, **changes)

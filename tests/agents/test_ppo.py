@@ -60,13 +60,13 @@ def population():
 @pytest.mark.slow
 @pytest.mark.parametrize("i", range(len(PROBES)))
 def test_values_reach_the_known_answer(population, i):
-    actual = values(population.select(i), PROBES[i].observations)
+    actual = values(population[i], PROBES[i].observations)
     np.testing.assert_allclose(actual, np.max(PROBES[i].q, axis=1), rtol=0.01, atol=0.05)
 
 
 @pytest.mark.parametrize("i", [CHOICE, MATCH])
 def test_policy_finds_the_best_action(population, i):
-    run = population.select(i)
+    run = population[i]
     best = jaxrl.evaluate(run.agent, run.state, KEY, episodes=32)
     np.testing.assert_array_equal(best.returns, np.ones(32))
     sampled = jaxrl.evaluate(run.agent, run.state, KEY, episodes=32, deterministic=False)
@@ -74,7 +74,7 @@ def test_policy_finds_the_best_action(population, i):
 
 
 def test_what_is_not_normalised_has_no_statistics(population):
-    state = population.select(0).state
+    state = population[0].state
     assert state.obs_moments.seen == 0
     assert state.reward_scale.moments.seen == 0
 
@@ -84,11 +84,11 @@ def test_continuous_policy_finds_the_best_action():
     """The best actions of the last two are 1.5, and half of the observation, in [-2, 2]."""
     probes = [cls(continuous=True) for cls in (TwoSteps, ActionChoice, Match)]
     population = jaxrl.sweep(ppo(AnyOf(*probes), iterations=250), {"env.which": [0, 1, 2]})
-    np.testing.assert_allclose(values(population.select(0), [0.0, 1.0]), [GAMMA, 1], atol=0.05)
+    np.testing.assert_allclose(values(population[0], [0.0, 1.0]), [GAMMA, 1], atol=0.05)
     best = population.evaluate(episodes=32)
     np.testing.assert_allclose(best.returns[1:], np.zeros((2, 32)), atol=0.1)
     for i in (1, 2):
-        assert jnp.exp(population.select(i).state.params["log_std"]).item() < 0.5
+        assert jnp.exp(population[i].state.params["log_std"]).item() < 0.5
 
 
 def test_actions_are_clipped_and_scaled_at_the_environment():
@@ -177,8 +177,8 @@ def test_statistics_are_frozen_while_acting_and_learning():
         ObsValue(), num_epochs=1, num_minibatches=1, normalize_observations=True, iterations=6
     )
     run = jaxrl.train(agent)
-    np.testing.assert_allclose(run.metrics["approx_kl"], 0, atol=1e-6)
-    assert (run.metrics["clip_fraction"] == 0).all()
+    np.testing.assert_allclose(run.history.metrics["approx_kl"], 0, atol=1e-6)
+    assert (run.history.metrics["clip_fraction"] == 0).all()
     assert run.state.obs_moments.seen == 6 * 64
     assert abs(run.state.obs_moments.mean.item()) < 0.3
     assert run.state.obs_moments.var.item() == pytest.approx(1, abs=0.1)

@@ -7,9 +7,10 @@ import pytest
 import scipy.stats
 from flax import linen as nn
 
-from agents.off_policy.softgac import ATOMS, Noise, SoftGAC, antithetic, bridge, project
+from agents.off_policy.softgac import Noise, SoftGAC, antithetic, bridge
 from jaxrl.parts.networks import BatchRenorm
 from tests.probes import ConstantReward
+from tests.records import bandit
 
 KEY = jax.random.key(0)
 
@@ -99,21 +100,6 @@ def test_antithetic_paths_mirror_each_other():
     np.testing.assert_allclose(action[:50], -action[50:], atol=1e-5)
 
 
-@pytest.mark.usefixtures("float64")
-def test_projection_keeps_mass_and_mean():
-    atoms = jnp.linspace(-2.0, 2.0, 9)
-    rng = np.random.default_rng(0)
-    probs, places = rng.dirichlet(np.ones(9), 5), rng.uniform(-2, 2, (5, 9))
-    moved = project(jnp.asarray(probs), jnp.asarray(places), atoms)
-    np.testing.assert_allclose(moved.sum(-1), 1)
-    np.testing.assert_allclose(moved @ atoms, (probs * places).sum(-1))
-    outside = project(jnp.ones((1, 1)), jnp.array([[7.0]]), atoms)
-    np.testing.assert_allclose(outside, [[0] * 8 + [1]])
-    np.testing.assert_allclose(
-        project(jnp.ones((1, 1)), jnp.array([[0.125]]), atoms)[0, 4:6], [0.75, 0.25]
-    )
-
-
 def agent(**changes):
     env = ConstantReward(continuous=True)
     options = {"bridge_width": 16, "hidden_sizes": (16,), "total_steps": 4000} | changes
@@ -127,7 +113,7 @@ def test_the_policy_starts_with_unit_scale_and_costs_what_its_drift_does():
     for k in range(6):
         _, scale = soft.make_actor().apply(jax.tree.map(lambda x, k=k: x[k], actor), obs, z)
         np.testing.assert_allclose(scale, 1, atol=1e-6)
-    assert soft.penalty_target == pytest.approx(0.2 * 6 * 1)
+    assert soft.path_cost_target == pytest.approx(0.2 * 6 * 1)
 
 
 def test_deterministic_action_is_the_path_without_noise():
@@ -148,8 +134,41 @@ def test_odd_particles_are_refused():
 
 
 def test_critic_atoms_span_the_value_bound():
-    soft = agent(value_bound=50.0)
-    np.testing.assert_allclose(soft.atoms, np.linspace(-50, 50, ATOMS), rtol=1e-5, atol=1e-5)
+    soft = agent(value_bound=50.0, num_atoms=51)
+    np.testing.assert_allclose(soft.atoms, np.linspace(-50, 50, 51), rtol=1e-5, atol=1e-5)
+
+
+def test_a_share_of_each_batch_is_drawn_from_the_newest_rows():
+    """Rows are numbered by their observations; a share of 0.5 of the newest two of 32."""
+    soft = agent(num_envs=4, newest_steps=8, newest_share=0.5, batch_size=64, learning_starts=4)
+    source = soft.source()
+    assert (source.newest, source.newest_share) == (2, 0.5)
+    state, _ = source.init(KEY)
+    rows = jnp.broadcast_to(jnp.arange(32.0)[:, None, None], (32, 4, 1))
+    memory = state.replay._replace(obs=state.replay.obs.at[:32].set(rows))
+    batch = source.draw(state._replace(replay=memory), KEY, jnp.int32(31), 64)
+    assert (np.asarray(batch.obs)[32:] >= 30).all()
+    assert (np.asarray(batch.obs)[:32] < 30).mean() > 0.7
+    assert agent(num_envs=8, newest_steps=3).source().newest == 2  # a lean memory needs two
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"tau": 0.1}, "tau=0.1 has no effect with critic=crossq"),
+        ({"layer_norm": True}, "layer_norm=True has no effect with critic=crossq"),
+        ({"critic": "twin", "num_atoms": 7}, "num_atoms=7 has no effect with critic=twin"),
+        ({"critic": "twin", "critic_momentum": 0.1}, "critic_momentum=0.1 has no effect"),
+        ({"newest_share": 0.0, "newest_steps": 7}, "newest_steps=7 has no effect with newest_sh"),
+        ({"data": True, "newest_share": 0.5}, "newest_share=0.5 has no effect with recorded data"),
+    ],
+)
+def test_what_has_no_effect_is_refused(changes, line):
+    env = ConstantReward(continuous=True)
+    if "data" in changes:
+        changes = changes | {"data": bandit(env, size=10)}
+    with pytest.raises(ValueError, match=line):
+        agent(**changes)
 
 
 # BatchRenorm ------------------------------------------------------------------------------------

@@ -20,13 +20,14 @@ STEPS = 12
 def arrays(**changes):
     """Two episodes of Pendulum: one that terminates after 5 steps, one that is cut after 4 more."""
     rng = np.random.default_rng(0)
+    obs = rng.normal(size=(STEPS + 1, 3)).astype(np.float32)
     made = {
-        "observations": rng.normal(size=(STEPS, 3)).astype(np.float32),
+        "observations": obs[:-1],
         "actions": rng.uniform(-2, 2, (STEPS, 1)).astype(np.float32),
         "rewards": rng.normal(size=STEPS).astype(np.float32),
         "terminals": np.arange(STEPS) == 4,
         "timeouts": np.arange(STEPS) == 8,
-        "next_observations": rng.normal(size=(STEPS, 3)).astype(np.float32),
+        "next_observations": obs[1:],
     }
     return {k: v for k, v in (made | changes).items() if v is not None}
 
@@ -86,9 +87,11 @@ def test_without_timeouts_episodes_are_cut_at_the_limit(tmp_path):
     np.testing.assert_array_equal(np.flatnonzero(recording.terminated), [4])
 
 
-def test_d4rl_scores_are_known_by_a_file_s_name(tmp_path):
-    assert read(file_of(tmp_path / "hopper-medium-v2.hdf5")).score(3234.3) == pytest.approx(100)
-    assert read(file_of(tmp_path / "own-medium.hdf5")).score(3234.3) is None
+def test_scores_follow_from_what_is_said_and_never_from_a_name(tmp_path):
+    assert read(file_of(tmp_path / "hopper-medium-v2.hdf5")).score(3234.3) is None
+    path = file_of(tmp_path / "own-medium.hdf5")
+    said = datasets.read(path, *PENDULUM, reference=(-20, 3234.3))
+    assert said.score(3234.3) == pytest.approx(100)
 
 
 def bad(key, index, value):
@@ -108,7 +111,7 @@ def bad(key, index, value):
         (bad("rewards", 7, np.nan), "'rewards' at index 7 is not finite"),
         (bad("observations", (3, 1), np.inf), "'observations' at index 3 is not finite"),
         (bad("next_observations", (2, 0), np.nan), "'next_observations' at index 2"),
-        (bad("actions", 6, 2.5), "'actions' at index 6 are [2.5], outside of the box"),
+        (bad("actions", 6, 2.5), "'actions' at index 6 are [2.5], outside the box"),
         ({"observations": np.zeros((STEPS, 4))}, "'observations' are of shape (4,)"),
         ({"actions": np.zeros((STEPS, 2))}, "'actions' are of shape (2,)"),
         ({k: v[:0] for k, v in arrays().items()}, "holds no steps"),
@@ -133,7 +136,7 @@ def test_discrete_actions_are_whole_numbers_of_the_space():
     assert check([0.0, 1.0, 1.0]).action.dtype == np.int32
     with pytest.raises(ValueError, match="not whole numbers"):
         check([0.5, 1.0, 1.0])
-    with pytest.raises(ValueError, match="'actions' at index 1 are 2, outside of 0 to 1"):
+    with pytest.raises(ValueError, match="'actions' at index 1 are 2, outside 0 to 1"):
         check([0, 2, 1])
 
 
@@ -199,7 +202,7 @@ def test_minari(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*words.split(), "--episodes", "2", "--out", "run"]) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert np.isfinite(summary["settings"][0]["mean"])
+    assert np.isfinite(summary["settings"][0]["measures"]["return"]["mean"])
     with pytest.raises(ValueError, match="minari:jaxrl/none-v0 cannot be loaded") as error:
         read("minari:jaxrl/none-v0")
     assert "\n" not in str(error.value)
@@ -211,3 +214,20 @@ def test_a_blank_recording_has_the_shapes_of_its_environment():
         datasets._check("blank", blank, env, env_params)
         arrays = jax.tree.leaves(blank.dataset(env, env_params))
         assert {len(x) for x in arrays} == {1}
+
+
+def test_an_episode_that_ends_unmarked_ends_where_the_next_step_begins_elsewhere(tmp_path):
+    """Without it two episodes are one, and a trace or a return runs from one into the other."""
+    led_to = arrays()["next_observations"].copy()
+    led_to[2] += 1.0
+    read_back = read(file_of(tmp_path / "a.hdf5", next_observations=led_to))
+    np.testing.assert_array_equal(np.flatnonzero(read_back.truncated), [2, 8])
+    np.testing.assert_array_equal(read_back.episode, [0] * 3 + [1] * 2 + [2] * 4 + [3] * 3)
+
+
+def test_attributes_that_are_not_numbers_are_named(tmp_path):
+    path = file_of(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        file.attrs["random_return"] = "low"
+    with pytest.raises(ValueError, match="its attribute 'random_return' is 'low', not a number"):
+        read(path)

@@ -160,7 +160,7 @@ def test_playground_pendulum():
 
 def test_playground_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco_playground", None)
-    with pytest.raises(ValueError, match=r"pip install 'jaxrl\[playground\]'") as error:
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[playground\]'") as error:
         envs_jax.make("playground/CheetahRun", pool_size=999)
     assert "\n" not in str(error.value)
 

@@ -1,17 +1,70 @@
-"""The README's Python runs as it stands there."""
+"""What the pages say is true: their Python runs, their files exist, every metric is explained."""
 
+import contextlib
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+import agents
+import envs_jax
+import jaxrl
+from envs_jax import datasets
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_python_of_the_readme():
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
-    names: dict[str, object] = {"__name__": "readme"}
+@pytest.mark.parametrize("page", ["README.md", "agents/README.md", "envs_jax/README.md"])
+def test_python_of_the_pages(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {"__name__": "page"}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert "longer" in names
+        exec(compile(block, page, "exec"), names)
+
+
+def test_readme_is_short_and_starts_with_code():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert "```python" in lines[:15]
+
+
+def test_links_and_files_of_the_pages_exist():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]
+    missing, count = [], 0
+    for page in pages:
+        text = page.read_text()
+        links = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+        # Paths in backticks start at the top; what a reader is to fill in is in capitals.
+        top = r"`((?:agents|envs_jax|experiments|jaxrl|notebooks|tests)/[a-z_/0-9]+\.[a-z]+)`"
+        files = [ROOT / path for path in re.findall(top, text)]
+        count += len(links) + len(files)
+        missing += [f"{page}: {path}" for path in links + files if not path.exists()]
+    assert count >= 20
+    assert missing == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", agents.AGENTS)
+def test_every_metric_is_explained(name):
+    agent = any_agent(name)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    _, metrics = jax.eval_shape(agent.step, state, jnp.zeros((), jnp.int32))
+    page = (ROOT / "agents/README.md").read_text()
+    table = page[page.index("## Metrics") :]
+    assert metrics
+    assert [metric for metric in metrics if f"| `{metric}` |" not in table] == []
+
+
+def any_agent(name: str) -> jaxrl.Agent:
+    """An agent with the first environment and data that it accepts."""
+    for env_id in ("CartPole-v1", "Pendulum-v1"):
+        env, env_params = envs_jax.make(env_id)
+        data = datasets.blank(env, env_params).dataset(env, env_params)
+        for fields in ({}, {"data": data}):
+            with contextlib.suppress(ValueError, TypeError):
+                return agents.get(name)(env, env_params, **fields)
+    raise AssertionError(f"{name} accepts no environment")

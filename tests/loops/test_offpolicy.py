@@ -11,10 +11,11 @@ import jaxrl
 from agents.off_policy.mixturesac import MixtureSAC
 from agents.off_policy.sac import SAC
 from agents.off_policy.softgac import SoftGAC
-from agents.value_based.dqn import DQN, q_targets
+from agents.value_based.dqn import DQN
 from jaxrl.parts import replay
-from jaxrl.training.devices import place
-from jaxrl.training.members import layout, stack
+from jaxrl.spaces import from_box
+from jaxrl.training.members import stack
+from jaxrl.training.placement import Placement
 from jaxrl.training.programs import chunk
 from tests.helpers import assert_close, assert_same, primitives
 from tests.probes import (
@@ -63,10 +64,10 @@ def test_dqn_reaches_the_known_answers():
     agent = make(DQN, any_of(rows), iterations=2500, target_period=20)
     population = jaxrl.sweep(agent, settings(rows))
     for i, row in enumerate(rows):
-        run = population.select(i)
+        run = population[i]
         actual = run.agent.q_values(run.state.learner.params, jnp.array(row.observations)[:, None])
         np.testing.assert_allclose(actual, row.q, rtol=0.03, atol=0.1, err_msg=str(i))
-    run = population.select(MATCH)
+    run = population[MATCH]
     best = jaxrl.evaluate(run.agent, run.state, KEY, episodes=32)
     np.testing.assert_array_equal(best.returns, np.ones(32))
 
@@ -85,28 +86,6 @@ def test_a_table_reaches_the_optimal_q(double):
         optimal[:, 1] = np.append(GAMMA * best[1:], 1.0)
     actual = run.agent.q_values(run.state.learner.params, jnp.eye(env.size))
     np.testing.assert_allclose(actual, optimal, atol=0.03)
-
-
-def test_q_targets():
-    reward, terminated = jnp.array([1.0, 2.0, 3.0]), jnp.array([False, True, False])
-    next_q = jnp.array([[1.0, 5.0], [7.0, 8.0], [4.0, 2.0]])
-    chooser = jnp.array([[3.0, 1.0], [0.0, 1.0], [0.0, 9.0]])
-    np.testing.assert_allclose(
-        q_targets(reward, terminated, next_q, next_q, 0.5), [1 + 2.5, 2, 3 + 2]
-    )
-    np.testing.assert_allclose(
-        q_targets(reward, terminated, next_q, chooser, 0.5), [1 + 0.5, 2, 3 + 1]
-    )
-
-
-def test_double_estimates_are_less_biased_under_noise():
-    """Values of no action differ but for noise: E max is above 0, a second opinion is not."""
-    first, second = jax.random.normal(KEY, (2, 20_000, 10))
-    zeros = jnp.zeros(20_000)
-    plain = q_targets(zeros, zeros, first, first, 1.0).mean()
-    double = q_targets(zeros, zeros, first, second, 1.0).mean()
-    assert plain > 1.4
-    assert abs(double) < 0.03
 
 
 def test_target_network_moves_when_it_should():
@@ -147,9 +126,10 @@ def test_reaches_the_known_answers(cls):
     for i, row in enumerate(rows):
         if i in (CHOICE, MATCH):
             continue
-        run = population.select(i)
+        run = population[i]
         obs = jnp.array(row.observations)[:, None]
-        action = run.agent.act(run.state.learner.actor, obs, KEY, deterministic=True)
+        action = jax.vmap(run.agent.policy(run.state))(obs, jax.random.split(KEY, len(obs)))
+        action = from_box(run.agent.action_space, action)
         actual = run.agent.q_values(run.state.learner.critics, obs, action).mean(0)
         expected = np.max(row.q, axis=1)
         np.testing.assert_allclose(actual, expected, rtol=0.05, atol=0.1, err_msg=str(i))
@@ -187,14 +167,18 @@ def test_crossq_critic_learns_a_reward():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("cls", "target"), [(SAC, {"target_entropy": -0.5}), (SoftGAC, {"cost_target": 0.4})]
+    ("cls", "changes", "metric", "target"),
+    [
+        (SAC, {"target_entropy": -0.5}, "entropy", -0.5),
+        (SoftGAC, {"cost_target": 0.4}, "penalty", 0.4 * 3),  # of three steps in one dimension
+    ],
 )
-def test_temperature_holds_the_penalty_at_its_target(cls, target):
+def test_temperature_holds_entropy_or_cost_at_its_target(cls, changes, metric, target):
     env = ActionChoice(continuous=True)
-    options = {"temperature": 0.1, "temperature_learning_rate": 1e-2} | target
+    options = {"temperature": 0.1, "temperature_learning_rate": 1e-2} | changes
     run = jaxrl.train(make(cls, env, iterations=3000, **options))
-    newest = run.metrics["penalty"][-500:].mean()
-    assert newest == pytest.approx(float(run.agent.penalty_target), abs=0.1)
+    newest = run.history.metrics[metric][-500:].mean()
+    assert newest == pytest.approx(target, abs=0.1)
 
 
 @pytest.mark.slow
@@ -207,7 +191,7 @@ def test_sac_learns_the_boltzmann_policy():
     density = np.exp(-np.abs(2 * a - 1.5) / 0.5)
     density /= np.trapezoid(density, a)
     entropy = -np.trapezoid(density * np.log(density), a)
-    assert run.metrics["entropy"][-500:].mean() == pytest.approx(entropy, abs=0.1)
+    assert run.history.metrics["entropy"][-500:].mean() == pytest.approx(entropy, abs=0.1)
 
 
 # The loop ---------------------------------------------------------------------------------------
@@ -218,20 +202,20 @@ def test_random_actions_cover_the_box_and_stop_when_learning_starts():
     env = ConstantReward(continuous=True)
     agent = make(SAC, env, iterations=64, learning_starts=256, learning_rate=1e-9)
     run = jaxrl.train(agent)
-    action = np.asarray(run.state.replay.action)[:64].reshape(64, -1)
+    action = np.asarray(run.state.source.replay.action)[:64].reshape(64, -1)
     random, acted = action[:32], action[32:]
     assert -1 <= random.min() < -0.95
     assert 0.95 < random.max() <= 1
     assert abs(random.std() - 1 / np.sqrt(3)) < 0.06  # uniform
     assert acted.std() > 0.6  # tanh of a standard normal: 0.63
-    assert np.isnan(run.metrics["critic_loss"][:31]).all()
-    assert np.isfinite(run.metrics["critic_loss"][31:]).all()
+    assert np.isnan(run.history.metrics["critic_loss"][:31]).all()
+    assert np.isfinite(run.history.metrics["critic_loss"][31:]).all()
 
 
 @pytest.mark.slow
 def test_observations_are_stored_raw_and_learnt_from_normalised():
     run = jaxrl.train(make(SAC, ObsValue(continuous=True), normalize_observations=True))
-    stored = np.asarray(run.state.replay.obs)[:500]
+    stored = np.asarray(run.state.source.replay.obs)[:500]
     assert set(np.unique(stored)) == {-1.0, 1.0}
     assert run.state.obs_moments.seen == 8000
 
@@ -254,16 +238,17 @@ def test_the_replay_of_64_members_is_held_once():
     agent = SAC(env, env_params, **SMALL | {"total_steps": 512, "buffer_size": 20_000})
     lines = []
     population = jaxrl.sweep(agent, seeds=64, announce=lines.append)
-    assert np.isfinite(population.metrics["critic_loss"][:, -1]).all()
+    assert np.isfinite(population.history.metrics["critic_loss"][:, -1]).all()
 
-    states = population.batches[0][1].states
+    states = population.batches[0][1].state
     each = 20_000 * (3 * 4 * 2 + 4 + 4 + 1)
-    assert replay.nbytes(states.replay) == 64 * each
+    assert replay.nbytes(states.source.replay) == 64 * each
     number, unit = lines[1].removeprefix("memory: ").split()[:2]
     assert unit == "KiB"
     assert each / 1024 < float(number) < 1.3 * each / 1024
-    mesh, _ = layout(64)
-    args = stack([agent] * 64), place(states, mesh), np.int32(0), np.int32(1)
+    placement, agents = Placement.of_members(64), stack([agent] * 64)
+    mesh = placement.mesh
+    args = agents, placement.put_states(agents, states), np.int32(0), np.int32(1)
     memory = chunk.lower(*args, mesh=mesh, length=1).compile().memory_analysis()
     per_device = 64 // mesh.size
     assert memory.alias_size_in_bytes >= each * per_device

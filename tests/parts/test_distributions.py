@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxrl.parts.distributions import Categorical, Normal, TanhNormal
+from jaxrl.parts.distributions import Categorical, Normal, TanhNormal, project_to_atoms
 
 SHAPES = [(0.0, 0.0), (0.7, -1.0), (-1.2, 0.5)]  # mean, log_std
 
@@ -124,3 +124,18 @@ def test_categorical_samples_with_its_probabilities():
     sample = Categorical(jnp.broadcast_to(logits, (30_000, 3))).sample(jax.random.key(0))
     frequency = np.bincount(sample, minlength=3) / 30_000
     np.testing.assert_allclose(frequency, jax.nn.softmax(logits), atol=0.01)
+
+
+@pytest.mark.usefixtures("float64")
+def test_projection_keeps_mass_and_mean():
+    atoms = jnp.linspace(-2.0, 2.0, 9)
+    rng = np.random.default_rng(0)
+    probs, places = rng.dirichlet(np.ones(9), 5), rng.uniform(-2, 2, (5, 9))
+    moved = project_to_atoms(jnp.asarray(probs), jnp.asarray(places), atoms)
+    np.testing.assert_allclose(moved.sum(-1), 1)
+    np.testing.assert_allclose(moved @ atoms, (probs * places).sum(-1))
+    outside = project_to_atoms(jnp.ones((1, 1)), jnp.array([[7.0]]), atoms)
+    np.testing.assert_allclose(outside, [[0] * 8 + [1]])
+    np.testing.assert_allclose(
+        project_to_atoms(jnp.ones((1, 1)), jnp.array([[0.125]]), atoms)[0, 4:6], [0.75, 0.25]
+    )

@@ -33,6 +33,18 @@ def test_a_large_mean_does_not_spoil_the_variance():
     assert moments.var == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("n", [1, 8, 1000])
+def test_moments_do_not_run_away_once_float32_cannot_count(n):
+    """A count of 2^24 stands still when one is added; the variance then grew without end."""
+    rng = np.random.default_rng(0)
+    moments = RunningMoments(jnp.float32(2.0**34), jnp.float32(0), jnp.float32(1))
+    batches = jnp.asarray(rng.normal(0, 1, (20_000, n)), jnp.float32)
+    step = lambda moments, batch: (moments.update(batch), None)  # noqa: E731
+    moments, _ = jax.jit(lambda m: jax.lax.scan(step, m, batches))(moments)
+    assert moments.var == pytest.approx(1, abs=0.01)
+    assert moments.seen <= 2.0**34 or moments.seen == pytest.approx(2.0**34, rel=1e-2)
+
+
 def test_boolean_images_can_be_normalised():
     moments = RunningMoments.of_shape((2,)).update(jnp.array([[True, False], [False, False]]))
     np.testing.assert_allclose(moments.mean, [0.5, 0])

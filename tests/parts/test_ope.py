@@ -65,7 +65,7 @@ def estimates(method, datasets=4000, n=10):
 
 
 def plain(method, **options):
-    return lambda reward, ratio, mask, s, a: method(reward, ratio, mask, GAMMA, **options)
+    return lambda reward, ratio, mask, s, a: method(reward, jnp.log(ratio), mask, GAMMA, **options)
 
 
 def robust(noise):
@@ -77,7 +77,7 @@ def robust(noise):
         q_all = jnp.asarray(wrong)[to_go][jnp.arange(HORIZON), s]  # (n, H, A)
         q = jnp.take_along_axis(q_all, a[..., None], axis=-1)[..., 0]
         v = (jnp.asarray(TARGET)[s] * q_all).sum(-1)
-        return ope.doubly_robust(reward, ratio, mask, GAMMA, q, v)
+        return ope.doubly_robust(reward, jnp.log(ratio), mask, GAMMA, q, v)
 
     return method
 
@@ -136,5 +136,67 @@ def test_an_exact_q_leaves_no_variance_where_nothing_is_random():
     q, v = jnp.array([[3.0, 2.0, 1.0]]), jnp.array([[3.0, 2.0, 1.0]])
     reward, mask = jnp.ones((1, 3)), jnp.ones((1, 3), bool)
     for ratio in (0.1, 1.0, 10.0):
-        found = ope.doubly_robust(reward, jnp.full((1, 3), ratio), mask, 1.0, q, v)
+        found = ope.doubly_robust(reward, jnp.full((1, 3), np.log(ratio)), mask, 1.0, q, v)
         assert float(found) == pytest.approx(3.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [ope.importance_sampling, ope.per_decision])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 5.0])
+def test_long_episodes_of_equal_rewards_are_worth_their_length(method, scale):
+    """Whatever the weights are, a weighted mean of 1,000 is 1,000: no product leaves the range."""
+    log_ratio = scale * np.random.default_rng(0).normal(size=(8, 1000))
+    reward, mask = np.ones((8, 1000), int), np.ones((8, 1000), int)  # integers are numbers too
+    found = method(reward, log_ratio, mask, 1.0, weighted=True)
+    assert float(found) == pytest.approx(1000.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("method", [ope.importance_sampling, ope.per_decision])
+def test_weights_beyond_single_precision_against_float64(method, weighted):
+    """Ratios around 2 for 300 steps, episodes of different lengths; log space in float64."""
+    rng = np.random.default_rng(1)
+    log_ratio = np.log(2) + 0.3 * rng.normal(size=(6, 300)) - (0 if weighted else 0.6)
+    lengths = np.array([300, 280, 5, 299, 100, 300])
+    mask = np.arange(300) < lengths[:, None]
+    reward = rng.normal(size=(6, 300))
+    log_weights = np.cumsum(np.where(mask, log_ratio, 0), axis=1)
+    masked = np.where(mask, reward, 0) * 0.9 ** np.arange(300)
+    if method is ope.importance_sampling:
+        masked, log_weights = masked.sum(1)[:, None], log_weights[:, -1:]
+    weights = np.exp(log_weights - log_weights.max(0))
+    scale = weights.sum(0) if weighted else len(reward) * np.exp(-log_weights.max(0))
+    wanted = ((weights * masked).sum(0) / scale).sum()
+    found = method(reward, log_ratio, mask, 0.9, weighted=weighted)
+    assert float(found) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_what_a_cut_recording_leaves_out_is_its_last_value():
+    """Reward 1 for ever, gamma 0.9: worth 10 wherever the recording of an episode stops."""
+    reward, nothing = np.ones((2, 5)), np.zeros((2, 5))
+    mask = np.arange(5) < np.array([[3], [5]])
+    ten = np.full((2, 5), 10.0)
+    for weighted in (False, True):
+        for method in (ope.importance_sampling, ope.per_decision):
+            found = method(reward, nothing, mask, 0.9, last_value=10.0, weighted=weighted)
+            assert float(found) == pytest.approx(10.0, rel=1e-6)
+    found = ope.doubly_robust(reward, nothing, mask, 0.9, ten, ten, np.full(2, 10.0))
+    assert float(found) == pytest.approx(10.0, rel=1e-6)
+    # One that ended there is worth what was recorded: 1 + 0.9 + 0.81.
+    ended = ope.per_decision(reward[:1], nothing[:1], mask[:1], 0.9)
+    assert float(ended) == pytest.approx(2.71, rel=1e-6)
+
+
+def test_impossible_actions_weigh_nothing():
+    log_ratio = np.array([[-np.inf, 0.0], [0.0, 0.0]])
+    mask = np.ones((2, 2), bool)
+    for method in (ope.importance_sampling, ope.per_decision):
+        assert float(method(np.ones((2, 2)), log_ratio, mask, 1.0, weighted=True)) == 2.0
+        assert float(method(np.ones((1, 2)), log_ratio[:1], mask[:1], 1.0, weighted=True)) == 0.0
+    assert (
+        float(
+            ope.importance_sampling(
+                np.zeros((1, 300)), np.full((1, 300), 2.0), np.ones((1, 300)), 1.0
+            )
+        )
+        == 0.0
+    )

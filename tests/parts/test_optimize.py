@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxrl.parts.optimize import linear_schedule, minibatch_epochs, permutation
+from jaxrl.parts.optimize import (
+    MISSING,
+    learn_if,
+    linear_schedule,
+    mean_over_steps,
+    minibatch_epochs,
+    permutation,
+)
 
 shuffle = jax.jit(permutation, static_argnums=1)
 
@@ -42,9 +49,20 @@ def test_every_order_is_as_likely():
         assert scipy.stats.chisquare(counts).pvalue > 0.001
 
 
-def test_more_rows_than_fit_are_refused():
-    with pytest.raises(ValueError, match="4194305 rows"):
-        permutation(jax.random.key(0), 2**22 + 1)
+def test_many_rows_are_as_random_as_few():
+    """Beyond 2^15 rows too: of neighbours in a random order, half are in ascending order."""
+    n = 2**17
+    order = np.asarray(shuffle(jax.random.key(0), n), int)
+    assert np.array_equal(np.sort(order), np.arange(n))
+    ascending = (np.diff(order) > 0).mean()
+    assert abs(ascending - 0.5) < 5 * np.sqrt(1 / 12 / n)
+    some = np.asarray(shuffle(jax.random.key(0), n, 1000))
+    assert np.array_equal(np.sort(some[:1000]), np.arange(1000))
+
+
+def test_more_rows_than_a_word_has_room_for_can_be_traced():
+    shape = jax.eval_shape(lambda key: permutation(key, 2**22 + 1), jax.random.key(0))
+    assert shape.shape == (2**22 + 1,)
 
 
 def test_each_epoch_visits_every_row_once_in_a_new_order():
@@ -73,3 +91,19 @@ def test_linear_schedule():
     np.testing.assert_allclose(
         linear_schedule(4.0, 0.0, progress), [4, 3.6, 3.2, 1.6, 0, 0], rtol=1e-6
     )
+
+
+def test_a_loss_that_became_nan_shows_in_the_mean_over_gradient_steps():
+    rows = jnp.array([[1.0, MISSING, MISSING], [2.0, 5.0, MISSING], [jnp.nan, 7.0, MISSING]])
+    mean = np.asarray(jax.jit(mean_over_steps)(rows))
+    assert np.isnan(mean[0])  # NaN is a result
+    assert mean[1] == 6.0  # of the steps that there were
+    assert np.isnan(mean[2])  # none: missing
+
+
+def test_learning_waits_until_it_is_ready():
+    learn = lambda x: (x + 1, {"loss": x})  # noqa: E731
+    for ready, missing in ((True, np.nan), (False, np.nan), (False, MISSING)):
+        learner, metrics = learn_if(jnp.asarray(ready), learn, jnp.float32(1), missing)
+        assert learner == 1 + ready
+        np.testing.assert_array_equal(metrics["loss"], 1 if ready else np.float32(missing))

@@ -91,3 +91,14 @@ def test_bytes():
     """Per step: action 4, reward 4, terminated 1, and two observations of 2, or one and a flag."""
     assert replay.nbytes(filled(0, False)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 2)
     assert replay.nbytes(filled(0, True)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 1)
+
+
+def test_a_single_lean_row_has_no_successor_yet():
+    """Whatever lies in the rows that nothing was written to, no sample of it counts."""
+    memory = replay.create(jnp.zeros((ENVS, 1), jnp.uint16), jnp.zeros(ENVS, jnp.int32), ROWS, True)
+    memory = memory._replace(terminated=jnp.ones_like(memory.terminated))
+    first = jax.tree.map(lambda x: x[:1], rollout(0))
+    batch = replay.sample(
+        jax.random.key(0), replay.add(memory, jnp.int32(0), first), jnp.int32(1), 50
+    )
+    assert not batch.valid.any()

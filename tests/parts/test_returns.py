@@ -202,3 +202,17 @@ def test_final_observations_are_asked_for_only_where_a_time_limit_cut():
     d["truncated"][5, 2] = True
     actual = bootstrap_values(*args, d["terminated"], d["truncated"])
     assert np.argwhere(np.isnan(actual)).tolist() == [[5, 2]]
+
+
+def test_what_is_not_finite_beyond_an_end_is_not_seen():
+    """A simulator may return NaN in a terminal state: its value counts for nothing."""
+    rewards, ended = jnp.ones((4, 1)), jnp.array([[False], [True], [False], [True]])
+    nothing = jnp.zeros_like(ended)
+    next_values = jnp.where(ended, jnp.nan, 1.0)
+    advantages = gae(rewards, jnp.zeros((4, 1)), next_values, ended, nothing, 0.5, 1.0)
+    np.testing.assert_allclose(advantages[:, 0], [2.0, 1.0, 2.0, 1.0])
+    for found in (
+        lambda_returns(rewards, next_values, ended, nothing, 0.5, 1.0),
+        n_step_returns(rewards, next_values, ended, nothing, 0.5, 3),
+    ):
+        np.testing.assert_allclose(found[:, 0], [1.5, 1.0, 1.5, 1.0])

@@ -24,7 +24,7 @@ class Killed(Exception):
 
 
 def kill_at(*iterations):
-    """A progress callback that kills the run once at each of these iterations."""
+    """A callback that kills the run once at each of these iterations."""
     left = sorted(iterations)
 
     def progress(report):
@@ -59,17 +59,17 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 
     def run(progress):
         return jaxrl.train(
-            toy(), 3, evaluations=6, episodes=4, progress=progress, checkpoints=checkpoints
+            toy(), 3, evaluations=6, episodes=4, callbacks=[progress], checkpoints=checkpoints
         )
 
     again = survive(run, [1, 7, 14])
     assert_same(again.state, whole.state)
-    assert_same(again.metrics, whole.metrics)
-    assert_same(again.env_steps, whole.env_steps)
-    assert_same(again.evaluations, whole.evaluations)
+    assert_same(again.history.metrics, whole.history.metrics)
+    assert_same(again.history.env_steps, whole.history.env_steps)
+    assert_same(again.history.evaluations, whole.history.evaluations)
     assert again.iteration == whole.iteration == 20
     # Once more: nothing is left to do, and the same comes back.
-    assert_same(run(None).metrics, whole.metrics)
+    assert_same(run(kill_at()).history.metrics, whole.history.metrics)
 
 
 def test_what_is_kept(tmp_path):
@@ -101,16 +101,16 @@ def test_a_sweep_goes_on_with_each_of_its_programs(tmp_path):
     whole = jaxrl.sweep(toy(), space, seeds=3)
 
     def run(progress):
-        return jaxrl.sweep(toy(), space, seeds=3, progress=progress, checkpoints=checkpoints)
+        return jaxrl.sweep(toy(), space, seeds=3, callbacks=[progress], checkpoints=checkpoints)
 
     progress = kill_at(7)
     with pytest.raises(Killed):
         run(progress)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "batches.json"]
     again = run(kill_at())
-    assert_same(again.metrics, whole.metrics)
+    assert_same(again.history.metrics, whole.history.metrics)
     for i in range(len(whole)):
-        assert_same(again.select(i).state, whole.select(i).state)
+        assert_same(again[i].state, whole[i].state)
 
 
 def agents(iterations=12):
@@ -144,12 +144,12 @@ def test_every_kind_of_agent_goes_on_bit_for_bit(agent, seeds, tmp_path):
 
     def run(progress):
         checkpoints = Checkpoints(tmp_path, every=0)
-        return jaxrl.sweep(agent, seeds=seeds, progress=progress, checkpoints=checkpoints)
+        return jaxrl.sweep(agent, seeds=seeds, callbacks=[progress], checkpoints=checkpoints)
 
     again = survive(run, [3, 8])
-    assert_same(again.metrics, whole.metrics)
+    assert_same(again.history.metrics, whole.history.metrics)
     for i in range(seeds):
-        assert_same(again.select(i).state, whole.select(i).state)
+        assert_same(again[i].state, whole[i].state)
 
 
 @pytest.mark.slow
@@ -161,13 +161,13 @@ def test_iterations_of_varying_length_go_on(tmp_path):
 
     def run(progress):
         checkpoints = Checkpoints(tmp_path, every=0)
-        return jaxrl.sweep(agent, seeds=2, progress=progress, checkpoints=checkpoints)
+        return jaxrl.sweep(agent, seeds=2, callbacks=[progress], checkpoints=checkpoints)
 
     again = survive(run, [2])
-    assert_same(again.env_steps, whole.env_steps)
+    assert_same(again.history.env_steps, whole.history.env_steps)
     for i in range(2):
-        assert_same(again.select(i).state, whole.select(i).state)
-        assert again.select(i).iteration == whole.select(i).iteration
+        assert_same(again[i].state, whole[i].state)
+        assert again[i].iteration == whole[i].iteration
 
 
 # What can be wrong with them --------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_iterations_of_varying_length_go_on(tmp_path):
 def stopped(folder, iteration=8):
     checkpoints = Checkpoints(folder, every=0, keep=5)
     with pytest.raises(Killed):
-        jaxrl.train(toy(), progress=kill_at(iteration), checkpoints=checkpoints)
+        jaxrl.train(toy(), callbacks=[kill_at(iteration)], checkpoints=checkpoints)
     return checkpoints
 
 
@@ -266,17 +266,19 @@ def test_a_full_disk_costs_nothing_that_is_there(tmp_path):
     kept = []
     try:
         with pytest.warns(UserWarning, match=r"cannot save to .* what was saved before stays"):
-            run = jaxrl.train(toy(), progress=progress, checkpoints=Checkpoints(tmp_path, every=0))
+            run = jaxrl.train(
+                toy(), callbacks=[progress], checkpoints=Checkpoints(tmp_path, every=0)
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert {"7", "6"} & set(kept[1]) <= set(kept[0])
     assert {"7", "6"} & set(kept[1])
     assert {"19", "20"} <= set(files(tmp_path))
     whole = jaxrl.train(toy())
-    assert_same(run.metrics, whole.metrics)
+    assert_same(run.history.metrics, whole.history.metrics)
     again = jaxrl.train(toy(iterations=25), checkpoints=Checkpoints(tmp_path))
     assert_same(again.state, jaxrl.train(toy(iterations=25)).state)
-    assert_same(again.metrics, jaxrl.train(toy(iterations=25)).metrics)
+    assert_same(again.history.metrics, jaxrl.train(toy(iterations=25)).history.metrics)
 
 
 @pytest.mark.parametrize(

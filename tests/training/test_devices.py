@@ -12,7 +12,7 @@ import pytest
 import jaxrl
 from agents.offline.bc import BC
 from agents.on_policy.ppo import PPO
-from jaxrl.training import devices
+from jaxrl.training import engine
 from tests.helpers import assert_close
 from tests.probes import Chain
 from tests.records import bandit, make
@@ -28,11 +28,12 @@ def ppo(**changes):
 
 def test_data_parallel_gradients_are_those_of_one_device():
     """Two devices with half of the environments each: one gradient, one set of statistics."""
-    devices._programs.clear()
-    spread = jaxrl.train(ppo(), until=1, data_parallel=True)
-    (program,) = [program for key, program in devices._programs.items() if "mesh" in str(key[1])]
+    engine._programs.clear()
+    # The first iteration only gathers the statistics that observations are normalised by.
+    spread = jaxrl.train(ppo(), until=2, data_parallel=True)
+    (program,) = [program for key, program in engine._programs.items() if "mesh" in str(key[1])]
     assert "all-reduce" in program.as_text()  # they did work together
-    alone = jaxrl.train(ppo(), until=1)
+    alone = jaxrl.train(ppo(), until=2)
     # After one step Adam's first moment is the gradient, up to a factor.
     moments = [run.state.opt_state for run in (spread, alone)]
     assert_close(*moments, 1e-6)
@@ -46,18 +47,20 @@ def test_data_parallel_runs_learn_evaluate_and_go_on(tmp_path):
     options = {"evaluations": 2, "episodes": 4}
     alone = jaxrl.train(agent, seed=1, **options)
     spread = jaxrl.train(agent, seed=1, data_parallel=True, **options)
-    assert_close(spread.metrics, alone.metrics, 1e-3)
-    np.testing.assert_array_equal(spread.evaluations["returns"], alone.evaluations["returns"])
+    assert_close(spread.history.metrics, alone.history.metrics, 1e-3)
+    np.testing.assert_array_equal(
+        spread.history.evaluations["returns"], alone.history.evaluations["returns"]
+    )
     checkpoints = jaxrl.Checkpoints(tmp_path)
     jaxrl.train(agent, seed=1, until=3, data_parallel=True, checkpoints=checkpoints)
     again = jaxrl.train(agent, seed=1, data_parallel=True, checkpoints=checkpoints)
     assert_close(again.state, spread.state, 1e-5)
     several = jaxrl.sweep(agent, seeds=2, data_parallel=True)
-    assert_close(several.select(1).state, spread.state, 1e-5)
+    assert_close(several[1].state, spread.state, 1e-5)
 
 
 def test_what_cannot_be_spread_is_refused():
-    with pytest.raises(ValueError, match="num_envs=3 is no multiple of 2 devices"):
+    with pytest.raises(ValueError, match="num_envs=3 is not a multiple of 2 devices"):
         jaxrl.train(ppo(num_envs=3), data_parallel=True)
     env = Chain(limit=3)
     with pytest.raises(ValueError, match="no environments to spread"):
@@ -66,13 +69,13 @@ def test_what_cannot_be_spread_is_refused():
 
 def work():
     """Sixteen members of each kind of agent, for a few iterations."""
-    found = []
+    results = []
     for agent in agents(iterations=4):
         rates = [1e-4 * 1.5**i for i in range(8)]
         name = "learning_rate"
         run = jaxrl.sweep(agent, {name: rates}, seeds=2, evaluations=1, episodes=2)
-        found.append((run.metrics, run.env_steps, run.evaluate(2).returns))
-    return found
+        results.append((run.history.metrics, run.history.env_steps, run.evaluate(2).returns))
+    return results
 
 
 @pytest.mark.slow

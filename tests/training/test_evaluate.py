@@ -46,7 +46,8 @@ def test_the_policy_acts():
 
 
 def test_a_cap_ends_what_has_not_ended():
-    result = evaluate(Drawn(), -1.0, episodes=40, max_steps=3)
+    with pytest.warns(UserWarning, match="of 40 evaluation episodes were cut off unfinished"):
+        result = evaluate(Drawn(), -1.0, episodes=40, max_steps=3)
     np.testing.assert_array_equal(result.finished, result.lengths == 2)
     np.testing.assert_array_equal(result.returns, np.where(result.finished, 3, 6))
     assert set(np.asarray(result.lengths)) == {2, 3}
@@ -58,11 +59,22 @@ def test_a_time_limit_is_an_end():
     assert result.finished.all()
 
 
-def test_the_limit_of_the_environment_is_the_default_cap():
+def test_only_the_environments_own_flags_end_episodes():
+    """Its parameter may say anything: one that gymnax's base class leaves at 1 cuts nothing."""
+    env = Drawn(limit=1)
+    env.is_truncated = lambda state, params: jnp.zeros((), bool)
+    result = evaluate(env, -1.0, episodes=40)
+    assert result.finished.all()
+    np.testing.assert_array_equal(result.returns, np.where(result.lengths == 2, 3, 10))
+
+
+def test_what_never_ends_is_cut_with_a_warning(monkeypatch):
+    monkeypatch.setattr("jaxrl.training.evaluate.FEWEST_STEPS", 9)
     env = TimeLimit(limit=7)
     env.is_truncated = lambda state, params: jnp.zeros((), bool)
-    result = evaluate(env, 1.0, episodes=3)
-    np.testing.assert_array_equal(result.returns, [7, 7, 7])
+    with pytest.warns(UserWarning, match="3 of 3 evaluation episodes were cut off unfinished"):
+        result = evaluate(env, 1.0, episodes=3)
+    np.testing.assert_array_equal(result.returns, [9, 9, 9])
     assert not result.finished.any()
 
 
@@ -76,10 +88,10 @@ def test_caps_and_keys_do_not_recompile():
     env = Drawn()
     agent = Toy(env, env.default_params, total_steps=8)
     state = agent.init(KEY)
-    jaxrl.evaluate(agent, state, KEY, 4, max_steps=3)
+    jaxrl.evaluate(agent, state, KEY, 4, max_steps=5)
     traces = env.traces
-    for cap in (4, 5):
+    for cap in (6, 7):
         jaxrl.evaluate(agent, state, jax.random.key(cap), 4, max_steps=cap)
     params = Params(jnp.int32(2), jnp.float32(1), jnp.int32(0))
-    jaxrl.evaluate(agent.replace(env_params=params), state, KEY, 4, max_steps=4)
+    jaxrl.evaluate(agent.replace(env_params=params), state, KEY, 4, max_steps=6)
     assert env.traces == traces

@@ -48,8 +48,14 @@ def work(batch_size=None):
     agent = agents(iterations=40)[0]
     rates = {"learning_rate": [1e-3, 3e-3, 1e-2]}
     run = jaxrl.sweep(agent, rates, seeds=2, evaluations=2, episodes=4, batch_size=batch_size)
-    states = [hosts.to_numpy(run.select(i).state) for i in range(6)]
-    return run.metrics, run.env_steps, run.evaluations, run.evaluate(4).returns, states
+    states = [hosts.to_numpy(run[i].state) for i in range(6)]
+    return (
+        run.history.metrics,
+        run.history.env_steps,
+        run.history.evaluations,
+        run.evaluate(4).returns,
+        states,
+    )
 
 
 def result(path, batch_size=None, peers=None):

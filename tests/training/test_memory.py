@@ -1,6 +1,9 @@
 """Memory plans: a population that does not fit trains in batches that do, with the same results."""
 
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,11 +12,12 @@ from agents.off_policy.sac import SAC
 from jaxrl import Checkpoints
 from jaxrl.parts.replay import nbytes
 from jaxrl.training import memory
+from jaxrl.training.engine import needed_bytes
 from jaxrl.training.members import stack_agents
-from jaxrl.training.programs import needed_bytes
-from tests.helpers import assert_close
+from jaxrl.training.schedule import Schedule
+from tests.helpers import Toy, ToyState, assert_close
 from tests.probes import ActionChoice
-from tests.training.test_sweep import toy
+from tests.training.test_sweep import ENV, toy
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,7 @@ def test_a_member_that_does_not_fit_is_an_error():
 def test_bytes_are_read_easily():
     numbers = [0, 5, 1023, 1024, 1536, 2**20, 5 * 2**30, 3 * 2**50]
     texts = ["0 bytes", "5 bytes", "1,023 bytes", "1.0 KiB", "1.5 KiB", "1.0 MiB", "5.0 GiB"]
-    assert [memory.text(x) for x in numbers] == [*texts, "3,072.0 TiB"]
+    assert [memory.readable(x) for x in numbers] == [*texts, "3,072.0 TiB"]
 
 
 def test_there_is_some():
@@ -58,63 +62,74 @@ def test_the_computers_share_is_what_a_container_may_take(tmp_path, monkeypatch)
     assert memory.available() > 2**28
 
 
-def with_replay(steps=256):
-    env = ActionChoice(continuous=True)
-    options = {"num_envs": 4, "learning_starts": 16, "batch_size": 8, "num_updates": 1}
-    return SAC(
-        env,
-        env.default_params,
-        total_steps=steps,
-        buffer_size=20_000,
-        hidden_sizes=(8,),
-        **options,
-    )
+class HoardState(NamedTuple):
+    key: jax.Array
+    weight: jax.Array
+    actors: Any
+    replay: jax.Array
+
+
+class Hoard(Toy):
+    """A toy that keeps a large array, as a replay memory is one."""
+
+    def init(self, key):
+        return HoardState(*super().init(key), jnp.zeros((20_000, 4)))
+
+    def step(self, state, t):
+        new, metrics = super().step(ToyState(*state[:3]), t)
+        return HoardState(*new, state.replay.at[t].set(state.weight)), metrics
+
+    def without_replay(self, state):
+        return state._replace(replay=None)
 
 
 def test_a_population_four_times_too_large_trains_in_batches(tmp_path):
     """The programs that run are within the limit, and so is what stays behind."""
-    agent, rates = with_replay(), np.linspace(1e-4, 1e-3, 16).tolist()
+    agent = Hoard(ENV, ENV.default_params, total_steps=8 * 20)
+    rates = np.linspace(0.1, 0.9, 16).tolist()
     stacked = stack_agents([agent] * 16)
-    limit = needed_bytes(stacked, 4)
-    assert needed_bytes(stacked, 16) > 3.9 * limit
+    length = Schedule(20).length
+    limit, seconds = needed_bytes(stacked, 4, length)
+    assert needed_bytes(stacked, 16, length)[0] > 3.9 * limit
+    assert seconds > 0
     lines = []
     checkpoints = Checkpoints(tmp_path)
 
     def train(limit, checkpoints=None):
         return jaxrl.sweep(
-            agent,
-            {"learning_rate": rates},
-            memory=limit,
-            announce=lines.append,
-            checkpoints=checkpoints,
+            agent, {"rate": rates}, memory=limit, announce=lines.append, checkpoints=checkpoints
         )
 
     population = train(limit, checkpoints)
-    sizes = [len(rows) for rows, _ in population.batches]
+    sizes = [len(members) for members, _ in population.batches]
     assert sizes == [4] * 4
     assert "trained in 4 batches of at most 4" in lines[1]
-    left = sum(
-        x.nbytes
-        for _, trained in population.batches
-        for x in jax.tree.leaves(trained.states._replace(key=None))
-    )
-    assert left < limit / 4
+    states = [run.state._replace(key=None) for _, run in population.batches]
+    assert sum(x.nbytes for x in jax.tree.leaves(states)) < limit / 4
     whole = train(None)
-    assert [len(rows) for rows, _ in whole.batches] == [16]
+    assert [len(members) for members, _ in whole.batches] == [16]
     # One program's rounding is not another's: the same up to that.
-    for name in ("critic_loss", "episode_return"):
-        assert_close(population.metrics[name], whole.metrics[name], 1e-2)
-    # Going on under another limit keeps the batches that it was begun with.
+    assert_close(population.history.metrics, whole.history.metrics, 1e-4)
+    # Under another limit a resumed run keeps the batches that it was begun with.
     again = train(None, checkpoints)
-    assert [len(rows) for rows, _ in again.batches] == sizes
+    assert [len(members) for members, _ in again.batches] == sizes
     with pytest.raises(ValueError, match="its replay memory was not kept"):
-        jaxrl.train(agent.replace(total_steps=512), start=population.select(0))
+        jaxrl.train(agent.replace(total_steps=8 * 40), start=population[0])
 
 
 def test_a_single_run_does_not_copy_its_replay_all_the_time():
-    agent = with_replay()
+    env = ActionChoice(continuous=True)
+    options = {"num_envs": 4, "learning_starts": 16, "batch_size": 8, "num_updates": 1}
+    agent = SAC(
+        env,
+        env.default_params,
+        total_steps=256,
+        buffer_size=20_000,
+        hidden_sizes=(8,),
+        **options,
+    )
     state = jax.eval_shape(agent.init, jax.random.key(0))
-    needed = needed_bytes(stack_agents([agent]), 1)
+    needed, _ = needed_bytes(stack_agents([agent]), 1, Schedule(agent.num_iterations).length)
     assert needed < 2 * nbytes(state.source.replay)
 
 

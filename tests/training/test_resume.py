@@ -28,11 +28,11 @@ def work(number, folder=None):
     run = jaxrl.sweep(
         agent,
         seeds=seeds,
-        progress=lambda progress: print(progress.iteration, flush=True),
+        callbacks=[lambda progress: print(progress.iteration, flush=True)],
         checkpoints=Checkpoints(folder, every=0) if folder else None,
     )
-    states = [arrays(run.select(i).state) for i in range(seeds)]
-    return states, run.metrics, run.env_steps
+    states = [arrays(run[i].state) for i in range(seeds)]
+    return states, run.history.metrics, run.history.env_steps
 
 
 def worker(number, folder, cache):
@@ -131,7 +131,7 @@ def progress(report):
         (folder / "filling").unlink()
 
 kept = []
-run = jaxrl.train(toy(), progress=progress, checkpoints=checkpoints)
+run = jaxrl.train(toy(), callbacks=[progress], checkpoints=checkpoints)
 assert {"6", "7"} & set(kept), kept
 whole = jaxrl.train(toy())
 assert_same(run.state, whole.state)

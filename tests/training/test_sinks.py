@@ -1,6 +1,5 @@
 """Sinks: what a run writes while it runs can be read back, for a member or for the mean."""
 
-import contextlib
 import json
 import struct
 
@@ -8,29 +7,28 @@ import numpy as np
 import pytest
 
 import jaxrl
-from jaxrl.training.sinks import JsonLines, Sinks, TensorBoard, Wandb
+from jaxrl.training.sinks import JsonLines, TensorBoard, Wandb
 from tests.training.test_sweep import toy
 
 SPACE = {"rate": [0.1, 0.5], "num_steps": [4, 2]}
 
 
 def sweep(sink):
-    with contextlib.closing(Sinks([sink])) as sinks:
-        return jaxrl.sweep(toy(iterations=5), SPACE, seeds=2, evaluations=1, progress=sinks)
+    return jaxrl.sweep(toy(iterations=5), SPACE, seeds=2, evaluations=1, callbacks=[sink])
 
 
 def test_json_lines(tmp_path):
     population = sweep(JsonLines(tmp_path / "log.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["program"] for line in lines] == [0] * 5 + [1] * 10
+    assert [line["batch"] for line in lines] == [0] * 5 + [1] * 10
     assert [line["iteration"] for line in lines] == [*range(1, 6), *range(1, 11)]
     assert {line["members"] for line in lines} == {4}
     assert lines[-1]["env_steps"] == 4 * 40
     first = [0, 1, 4, 5]  # the members with num_steps=4
-    weights = population.metrics["weight"][first]
+    weights = population.history.metrics["weight"][first]
     np.testing.assert_allclose([x["weight"] for x in lines[:5]], weights[:, :5].mean(axis=0), 1e-6)
     assert lines[0]["episode_return"] is None or lines[0]["episode_return"] == 3
-    returns = population.evaluations["returns"][first]
+    returns = population.history.evaluations["returns"][first]
     assert lines[4]["evaluation_return"] == pytest.approx(returns.mean())
 
 
@@ -54,7 +52,7 @@ def test_tensorboard(member, tmp_path):
     population = sweep(TensorBoard(tmp_path, member))
     found = [(step, x) for step, name, x in events(tmp_path / "0") if name == "weight"]
     rows = [0, 1, 4, 5] if member is None else [member]
-    expected = population.metrics["weight"][rows, :5].mean(axis=0)
+    expected = population.history.metrics["weight"][rows, :5].mean(axis=0)
     steps, values = np.asarray(sorted(found)).T
     np.testing.assert_array_equal(steps, 8 * np.arange(1, 6))
     np.testing.assert_allclose(values, expected, rtol=1e-6)
@@ -83,14 +81,14 @@ def test_wandb_offline(tmp_path):
     (path,) = tmp_path.rglob("*.wandb")
     items = [x for data in records(path) for x in Record.FromString(data).history.item]
     weights = [float(x.value_json) for x in items if "weight" in (x.key, *x.nested_key)]
-    np.testing.assert_allclose(weights, population.metrics["weight"][0, :5], rtol=1e-5)
+    np.testing.assert_allclose(weights, population.history.metrics["weight"][0, :5], rtol=1e-5)
 
 
 def test_a_sink_that_cannot_write_ends_and_the_run_goes_on(tmp_path):
     reports = []
-    sinks = Sinks([JsonLines(tmp_path / "no" / "log.jsonl"), reports.append])
+    sink = JsonLines(tmp_path / "no" / "log.jsonl")
     with pytest.warns(UserWarning, match="JsonLines ends here: .*No such file") as warned:
-        jaxrl.train(toy(iterations=5), progress=sinks)
+        jaxrl.train(toy(iterations=5), callbacks=[sink, reports.append])
     assert len(warned) == 1
     assert len(reports) == 5
 

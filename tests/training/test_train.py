@@ -10,10 +10,11 @@ import pytest
 
 import jaxrl
 from jaxrl.agent import Tag, derive
-from jaxrl.training import devices
+from jaxrl.training import engine
 from jaxrl.training.members import stack
-from jaxrl.training.population import run_population
-from jaxrl.training.programs import CHUNKS, chunk
+from jaxrl.training.placement import Placement
+from jaxrl.training.programs import chunk
+from jaxrl.training.schedule import CHUNKS, Schedule
 from tests.helpers import Toy, assert_close, assert_same, interrupted, primitives
 from tests.probes import ActionChoice, ObsValue, TimeLimit
 
@@ -27,14 +28,20 @@ def toy(env=ENV, iterations=50, **changes):
 def test_run_has_a_row_for_each_iteration():
     run = jaxrl.train(toy())
     assert run.iteration == 50
-    np.testing.assert_array_equal(run.env_steps, 8 * np.arange(1, 51))
-    assert set(run.metrics) == {"weight", "loss", "episode_return", "episode_length", "episodes"}
-    assert all(values.shape == (50,) for values in run.metrics.values())
-    np.testing.assert_array_equal(run.metrics["weight"][-1], run.state.weight)
+    np.testing.assert_array_equal(run.history.env_steps, 8 * np.arange(1, 51))
+    assert set(run.history.metrics) == {
+        "weight",
+        "loss",
+        "episode_return",
+        "episode_length",
+        "episodes",
+    }
+    assert all(values.shape == (50,) for values in run.history.metrics.values())
+    np.testing.assert_array_equal(run.history.metrics["weight"][-1], run.state.weight)
     # Every third step ends an episode of three steps with reward 1 each.
-    ended = run.metrics["episodes"] > 0
-    assert (run.metrics["episode_return"][ended] == 3).all()
-    assert run.evaluations["returns"].shape == (0, 64)
+    ended = run.history.metrics["episodes"] > 0
+    assert (run.history.metrics["episode_return"][ended] == 3).all()
+    assert run.history.evaluations["returns"].shape == (0, 64)
     assert not run.interrupted
     assert run.run_seconds > 0
 
@@ -45,7 +52,7 @@ def test_chunked_equals_fused():
     run = jaxrl.train(agent, seed=3)
     state, metrics = jax.jit(jaxrl.fused)(agent, jax.random.key(3))
     assert_close(run.state, state, 1e-6)
-    assert_close(run.metrics, metrics, 1e-6)
+    assert_close(run.history.metrics, metrics, 1e-6)
 
 
 def test_the_seed_decides():
@@ -58,17 +65,18 @@ def test_the_seed_decides():
 @pytest.mark.parametrize("iterations", [1, 7, 97])
 def test_progress_reports_every_chunk(iterations):
     reports = []
-    run = jaxrl.train(toy(iterations=iterations), progress=reports.append)
+    run = jaxrl.train(toy(iterations=iterations), callbacks=[reports.append])
     assert len(reports) == min(iterations, CHUNKS)
     seen = [r.iteration for r in reports]
     assert seen == sorted(set(seen))
     last = reports[-1]
     assert last.iteration == last.iterations == iterations
     assert last.env_steps == last.total_steps == 8 * iterations
-    assert last.rows == [0]
-    assert last.program == 0
-    assert last.metrics.keys() == run.metrics.keys()
-    assert run.env_steps.shape == (iterations,)
+    assert last.members == [0]
+    assert last.batch == 0
+    assert last.over
+    assert last.metrics.keys() == run.history.metrics.keys()
+    assert run.history.env_steps.shape == (iterations,)
 
 
 def test_evaluations_do_not_change_training():
@@ -76,25 +84,45 @@ def test_evaluations_do_not_change_training():
     for evaluations in (1, 3, 50):
         run = jaxrl.train(toy(), evaluations=evaluations, episodes=2)
         assert_same(run.state, plain.state)
-        assert_same(run.metrics, plain.metrics)
+        assert_same(run.history.metrics, plain.history.metrics)
         expected = 8 * np.round(50 / evaluations * np.arange(1, evaluations + 1))
-        np.testing.assert_array_equal(run.evaluations["env_steps"], expected)
-        assert run.evaluations["returns"].shape == (evaluations, 2)
-        assert (run.evaluations["returns"] == 3).all()
+        np.testing.assert_array_equal(run.history.evaluations["env_steps"], expected)
+        assert run.history.evaluations["returns"].shape == (evaluations, 2)
+        assert (run.history.evaluations["returns"] == 3).all()
 
 
-def test_evaluations_are_all_made_whatever_the_number_of_iterations():
-    for iterations in (7, 10, 13):
-        for evaluations in range(1, iterations + 1):
-            run = jaxrl.train(toy(iterations=iterations), evaluations=evaluations, episodes=2)
-            steps = run.evaluations["env_steps"]
-            assert len(steps) == evaluations, (iterations, evaluations)
-            assert steps[-1] == 8 * iterations
+def test_evaluations_are_made_where_the_schedule_says():
+    """Which iterations those are is tested there."""
+    for evaluations in (1, 3, 7):
+        run = jaxrl.train(toy(iterations=7), evaluations=evaluations, episodes=2)
+        schedule = Schedule(7, evaluations)
+        expected = [8 * t for t in range(1, 8) if schedule.evaluates(t)]
+        np.testing.assert_array_equal(run.history.evaluations["env_steps"], expected)
+
+
+class Costly(TimeLimit):
+    """Each step costs two."""
+
+    def step_env(self, key, state, action, params):
+        *stepped, info = super().step_env(key, state, action, params)
+        return *stepped, info | {"cost": jnp.float32(2)}
+
+
+def test_what_is_recorded_is_evaluated_and_shown():
+    reports = []
+    agent = toy(Costly(limit=3), iterations=4)
+    options = {"evaluations": 2, "episodes": 2, "callbacks": [reports.append]}
+    run = jaxrl.train(agent, **options, record=("cost",))
+    np.testing.assert_array_equal(run.history.evaluations["cost"], [[6, 6]] * 2)
+    assert reports[-1].metrics["evaluation_cost"] == 6
+    assert run.agent.record == ("cost",)
+    with pytest.raises(ValueError, match="record='cast' is not a number in the info"):
+        jaxrl.sweep(agent, record=("cast",))
 
 
 def test_every_evaluation_has_episodes_of_its_own():
     run = jaxrl.train(toy(ObsValue()), evaluations=2, episodes=20)
-    first, second = run.evaluations["returns"]
+    first, second = run.history.evaluations["returns"]
     assert set(first) == set(second) == {-1, 1}
     assert (first != second).any()
 
@@ -105,8 +133,10 @@ def test_going_on_equals_one_long_run_bit_for_bit():
     second = jaxrl.train(toy(iterations=60), start=first)
     assert_same(second.state, whole.state)
     assert second.iteration == 60
-    np.testing.assert_array_equal(second.env_steps, whole.env_steps[25:])
-    np.testing.assert_array_equal(second.metrics["weight"], whole.metrics["weight"][25:])
+    np.testing.assert_array_equal(second.history.env_steps, whole.history.env_steps[25:])
+    np.testing.assert_array_equal(
+        second.history.metrics["weight"], whole.history.metrics["weight"][25:]
+    )
     # The run that was gone on from is left as it was: its buffers were not given away.
     assert np.isfinite(first.state.weight)
     assert_same(jaxrl.train(toy(iterations=60), start=first).state, whole.state)
@@ -120,9 +150,11 @@ def test_interrupted_run_keeps_what_was_computed():
     assert signal.getsignal(signal.SIGINT) is handler
     assert run.interrupted
     assert run.iteration == 20
-    assert run.env_steps[-1] == 160
+    assert run.history.env_steps[-1] == 160
     whole = jaxrl.train(toy(iterations=80), seed=2)
-    np.testing.assert_array_equal(run.metrics["weight"], whole.metrics["weight"][:20])
+    np.testing.assert_array_equal(
+        run.history.metrics["weight"], whole.history.metrics["weight"][:20]
+    )
     resumed = jaxrl.train(toy(iterations=80), start=run)
     assert not resumed.interrupted
     assert_same(resumed.state, whole.state)
@@ -134,31 +166,31 @@ def test_second_interrupt_raises():
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        jaxrl.train(toy(), progress=stop)
+        jaxrl.train(toy(), callbacks=[stop])
 
 
 def test_one_trace_a_run_and_none_for_new_values():
     env = TimeLimit(limit=3)
-    devices._programs.clear()  # there is a limit to how many are kept
+    engine._programs.clear()  # there is a limit to how many are kept
     before = Toy.traces
     jaxrl.train(toy(env, iterations=97))
     # Once for the shapes of its metrics, once for the loop.
     assert Toy.traces - before <= 2
-    traces, env_traces, programs = Toy.traces, env.traces, len(devices._programs)
+    traces, env_traces, programs = Toy.traces, env.traces, len(engine._programs)
     jaxrl.train(toy(env, iterations=97, rate=2.0), seed=9)
     params = env.default_params.replace(bonus=jnp.asarray(5.0))
     run = jaxrl.train(toy(env, iterations=97).replace(env_params=params))
-    assert run.metrics["episode_return"][3] == 18
-    assert (Toy.traces, env.traces, len(devices._programs)) == (traces, env_traces, programs)
+    assert run.history.metrics["episode_return"][3] == 18
+    assert (Toy.traces, env.traces, len(engine._programs)) == (traces, env_traces, programs)
     jaxrl.train(toy(env, iterations=97, num_envs=1))
-    assert len(devices._programs) > programs
+    assert len(engine._programs) > programs
 
 
 def test_whole_numbers_are_taken_for_traced_values():
     programs = []
     for rate in (1.0, 1):
         run = jaxrl.train(toy(rate=rate))
-        programs.append((len(devices._programs), float(run.state.weight)))
+        programs.append((len(engine._programs), float(run.state.weight)))
     assert programs[0] == programs[1]
 
 
@@ -168,9 +200,10 @@ def chunk_program(members):
     states = jax.vmap(lambda agent, key: agent.init(key))(
         agents, jax.random.split(jax.random.key(0), members)
     )
-    mesh = devices.member_mesh(members)
-    args = *devices.place((agents, states), mesh), np.int32(0), np.int32(10)
-    return chunk.trace(*args, mesh=mesh, length=10), args
+    placement = Placement.of_members(members)
+    placed = placement.put_agents(agents), placement.put_states(agents, states)
+    args = *placed, np.int32(0), np.int32(10)
+    return chunk.trace(*args, mesh=placement.mesh, length=10), args
 
 
 def test_population_keeps_its_branches_and_calls_nobody_back():
@@ -190,17 +223,17 @@ def test_chunk_gives_its_state_away():
 
 
 def test_population_is_spread_over_devices():
-    trained = run_population(stack([toy()] * 4), [0, 1, 2, 3])
-    assert len(trained.states.weight.sharding.device_set) == 2
-    assert devices.member_mesh(1).size == 1
+    ((_, run),) = jaxrl.sweep(toy(), seeds=4).batches
+    assert len(run.state.weight.sharding.device_set) == 2
+    assert Placement.of_members(1).mesh.size == 1
 
 
 def test_a_users_own_gymnax_environment_trains():
     env, params = gymnax.make("CartPole-v1")
     agent = Toy(env, params, total_steps=400)
     run = jaxrl.train(agent, evaluations=1, episodes=3)
-    assert np.nanmin(run.metrics["episode_return"]) > 5
-    assert run.evaluations["returns"].min() > 5
+    assert np.nanmin(run.history.metrics["episode_return"]) > 5
+    assert run.history.evaluations["returns"].min() > 5
 
 
 def test_fused_can_be_vmapped_by_hand():

@@ -1,0 +1,222 @@
+"""From the words of the command line to a checked experiment, before anything compiles.
+
+Agent, environment, recipe, fixed values and the grid come together here; whatever does not fit
+raises ValueError with one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import agents
+import envs_jax
+from envs_jax import datasets
+from experiments.command import parse
+from experiments.runs import recipes
+from experiments.runs.experiment import Experiment, build
+from jaxrl.training.search import Lin, Log, grid, random_search
+from jaxrl.words import did_you_mean, near
+
+EVALUATIONS = 20  # of a run on recorded data, which has no episodes of its own to show
+EPISODES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for, in words.
+
+    Attributes:
+        agent, env: their names, as `jaxrl list` shows them.
+        words: `key=value` each; several values or a range only where `sweep`.
+        seeds: of each setting.
+        steps: in total per member; None: the recipe's, else the agent's default.
+        random: draw this many settings from the ranges instead of taking the grid.
+        data: recorded steps to learn from, as `envs_jax.datasets.read` takes them.
+        reference: returns between which their scores are normalised, likewise.
+        evaluations: during training; None: none, but EVALUATIONS of a run on recorded data.
+        episodes: of the final evaluation, per member.
+        record: names in the environment's `info` to sum per episode.
+    """
+
+    agent: str
+    env: str
+    words: Sequence[str] = ()
+    seeds: Sequence[int] = (0,)
+    steps: int | None = None
+    sweep: bool = False
+    random: int | None = None
+    data: str | None = None
+    reference: tuple[float, float] | None = None
+    evaluations: int | None = None
+    episodes: int | None = None
+    record: tuple[str, ...] = ()
+
+
+def request_of(args: argparse.Namespace) -> Request:
+    """The request of `jaxrl train`, `jaxrl sweep` or `jaxrl collect`."""
+    given = vars(args)
+    count = given.get("seeds")
+    return Request(
+        agent=args.agent,
+        env=args.env,
+        words=args.settings,
+        seeds=[given.get("seed") or 0] if count is None else range(count),
+        steps=args.steps,
+        sweep=args.command == "sweep",
+        random=given.get("random"),
+        data=given.get("data"),
+        reference=given.get("reference"),
+        evaluations=given.get("evaluations"),
+        episodes=given.get("episodes"),
+        record=given.get("record") or (),
+    )
+
+
+def assemble(request: Request) -> Experiment:
+    """The experiment that is asked for. Raises: ValueError where anything does not fit."""
+    cls: Any = agents.get(request.agent)
+    texts = texts_of(request, cls)
+    recipe = recipes.find(request.agent, request.env)
+    env_texts = {k[4:]: v for k, v in texts.items() if k.startswith("env.")}
+    env, env_params, env_options = make_env(
+        request.env, recipe.env_options if recipe else {}, env_texts
+    )
+    types = types_of(cls, env_params, [name for name in texts if name[4:] not in env_options])
+    values = {name: values_of(name, texts[name], types[name], cls, request) for name in types}
+    fixed = {name: x[0] for name, x in values.items() if isinstance(x, list) and len(x) == 1}
+    settings = settings_of({k: v for k, v in values.items() if k not in fixed}, types, request)
+
+    given: dict[str, Any] = {"record": request.record}
+    recording = None
+    if request.data is not None:
+        if "data" not in {field.name for field in dataclasses.fields(cls)}:
+            raise ValueError(f"--data {request.data}: {cls.name} does not learn from recorded data")
+        recording = datasets.read(request.data, env, env_params, request.reference)
+        given["data"] = recording.dataset(env, env_params)
+    if recipe:
+        given |= recipe_values(recipe, cls, env, env_params, {**given, **fixed, **settings[0]})
+    default_evaluations = 0 if recording is None else EVALUATIONS
+    experiment = Experiment(
+        agent_name=request.agent,
+        env_id=request.env,
+        env_options=env_options,
+        agent=build(cls, env, env_params, {**given, **fixed, **settings[0]}),
+        settings=settings,
+        seeds=list(request.seeds),
+        evaluations=request.evaluations or default_evaluations,
+        episodes=request.episodes or EPISODES,
+        recipe=recipe,
+        data=None if request.data is None else absolute(request.data),
+        reference=request.reference,
+        recording=recording,
+    )
+    assert experiment.agents  # which checks every setting
+    return experiment
+
+
+def absolute(data: str) -> str:
+    """A file by its whole path, so that its run can be resumed from anywhere."""
+    return data if data.startswith("minari:") else str(Path(data).resolve())
+
+
+def recipe_values(
+    recipe: recipes.Recipe, cls: Any, env: Any, env_params: Any, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a recipe sets, without what has no effect with recorded data: its collecting."""
+    unused = build(cls, env, env_params, given).unused() if "data" in given else {}
+    values = {name: x for name, x in recipe.hyperparameters.items() if name not in unused}
+    return {"total_steps": recipe.steps, **values}
+
+
+def texts_of(request: Request, cls: Any) -> dict[str, str]:
+    """Name -> text of all that the words set. Raises: ValueError for an unknown name, no member."""
+    texts = parse.split(request.words)
+    if request.steps is not None:
+        if "total_steps" in texts:
+            raise ValueError("--steps and total_steps= are the same: give one of them")
+        texts["total_steps"] = str(request.steps)
+    if request.sweep and not request.words:
+        raise ValueError(
+            "the grid is empty: give key=v1,v2 or key=log:low:high:n "
+            "(`jaxrl train --seeds N` runs seeds of one setting)"
+        )
+    if request.random is not None and request.random < 1:
+        raise ValueError(f"--random {request.random}: the grid is empty")
+    if not request.seeds:
+        raise ValueError("--seeds 0: at least one seed is needed")
+    known = [h.name for h in cls.hyperparameters()]
+    for name in texts:
+        if not name.startswith("env.") and name not in known:
+            hint = did_you_mean(name, known, f"`jaxrl list {request.agent}` shows all")
+            raise ValueError(f"{request.agent} has no hyper-parameter {name!r}; {hint}")
+    return texts
+
+
+def make_env(
+    env_id: str, given: Mapping[str, Any], texts: Mapping[str, str]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The environment, its parameters, and the options it was made with.
+
+    Of `texts` (NAME -> text of `env.NAME=`), those that are not fields of the environment's
+    parameters are options of `envs_jax.make`; they take precedence over the `given` ones.
+    """
+    env, env_params = envs_jax.make(env_id, **given)
+    fields = [f.name for f in dataclasses.fields(env_params)]
+    chosen = {k: parse.option(v) for k, v in texts.items() if k not in fields}
+    options = {**given, **chosen}
+    if chosen:
+        try:
+            env, env_params = envs_jax.make(env_id, **options)
+        except ValueError as error:
+            unknown = [name for name in chosen if f"unknown option {name!r}" in str(error)]
+            close = [field for name in unknown for field in near(name, fields)]
+            hint = f"; among its parameters, {' or '.join(close)}" if close else ""
+            raise ValueError(f"{error}{hint}") from None
+    return env, env_params, options
+
+
+def types_of(cls: Any, env_params: Any, names: Iterable[str]) -> dict[str, type]:
+    """The Python types of hyper-parameters and of `env.NAME` parameters."""
+    declared = {h.name: h.type for h in cls.hyperparameters()}
+    return {name: declared.get(name) or field_type(env_params, name[4:]) for name in names}
+
+
+def field_type(env_params: Any, name: str) -> type:
+    """The Python type of a scalar field of environment parameters."""
+    value = np.asarray(getattr(env_params, name))
+    types = {"f": float, "i": int, "u": int, "b": bool}
+    if value.ndim or value.dtype.kind not in types:
+        raise ValueError(f"env.{name} is not a single number: it can be set from Python only")
+    return types[value.dtype.kind]
+
+
+def values_of(
+    name: str, text: str, kind: type, cls: Any, request: Request
+) -> list[Any] | Log | Lin:
+    """The values of one name, checked; several only in a sweep."""
+    check = next(
+        (partial(h.check, owner=cls.name) for h in cls.hyperparameters() if h.name == name), None
+    )
+    values = parse.axis(name, text, kind, check, request.random is not None)
+    if not request.sweep and (isinstance(values, Lin | Log) or len(values) > 1):
+        raise ValueError(f"{name}={text}: `jaxrl train` takes one value; use `jaxrl sweep`")
+    return values
+
+
+def settings_of(
+    space: Mapping[str, Any], types: Mapping[str, type], request: Request
+) -> list[dict[str, Any]]:
+    """Every setting of the space, or some drawn from it.
+
+    Without repetitions, which rounding and a random search over few values bring.
+    """
+    drawn = grid(space) if request.random is None else random_search(space, request.random)
+    settings = [{k: parse.rounded(v, types[k]) for k, v in s.items()} for s in drawn]
+    return list({tuple(setting.items()): setting for setting in settings}.values())

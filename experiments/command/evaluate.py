@@ -1,0 +1,48 @@
+"""`jaxrl eval`: fresh episodes of the trained agents of a run."""
+
+from __future__ import annotations
+
+import argparse
+
+import jax
+import numpy as np
+
+import jaxrl
+from experiments.command.printing import table
+from experiments.runs.folder import RunFolder
+from experiments.runs.formatting import interval_text, number, setting_text
+from experiments.runs.summary import recorded
+from jaxrl.report.stats import mean_ci
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print a row per member, and the mean over members."""
+    folder = RunFolder.open(args.run)
+    summary = folder.summary
+    rows, means, names = [], [], []
+    for i, agent, state in folder.members(args.member):
+        key = jax.random.fold_in(jax.random.key(args.seed), i)
+        evaluation = jaxrl.evaluate(
+            agent, state, key, args.episodes, deterministic=not args.stochastic
+        )
+        mean, *interval = map(float, mean_ci(np.asarray(evaluation.returns)))
+        means.append(mean)
+        sums = recorded(evaluation)
+        names = list(sums)
+        rows.append(
+            [
+                str(i),
+                setting_text(folder.setting(i)),
+                str(summary["members"][i]["seed"]),
+                number(mean),
+                interval_text(interval),
+                number(float(np.mean(np.asarray(evaluation.lengths)))),
+                *(number(float(x.mean())) for x in sums.values()),
+            ]
+        )
+    columns = ["member", "setting", "seed", "mean return", "95% over episodes", "mean length"]
+    columns += [f"mean {name}" for name in names]
+    table(columns, rows, right=[c for c in columns if c != "setting"])
+    mean, *interval = map(float, mean_ci(means))
+    if len(means) > 1:
+        print(f"mean over members {number(mean)}, 95% {interval_text(interval)}")

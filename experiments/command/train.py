@@ -1,0 +1,102 @@
+"""`jaxrl train` and `jaxrl sweep`: an experiment, from its words to its results.
+
+Of several processes one writes and reports; the others train their share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jaxrl
+from experiments.command import messages, printing
+from experiments.command.assemble import assemble, request_of
+from experiments.command.meter import Meter
+from experiments.runs import curves
+from experiments.runs.experiment import Experiment
+from experiments.runs.folder import RunFolder
+from jaxrl.training import hosts, sinks
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, evaluate, save and report as the command line asks; returns the exit status."""
+    with begun(args) as (folder, experiment):
+        again = f"jaxrl {args.command} --resume {shlex.quote(str(folder.path))}"
+        try:
+            population = train(args, folder, experiment)
+            evaluation = population.evaluate(experiment.episodes)
+        except ConnectionError as error:
+            hint = f"go on with: {again}" if folder.can_be_resumed else "nothing was saved yet"
+            raise ConnectionError(f"{error}; {hint}") from None
+        summary = folder.save(experiment, population, evaluation)
+    if not hosts.is_writer():
+        return 0
+    figure = folder.path / "curve.png"
+    curves.draw([RunFolder.open(folder.path)], figure)
+    printing.results(summary)
+    print(f"{folder.path}: summary.json, metrics.npz, checkpoints, {figure}")
+    if not population.interrupted:
+        return 0
+    if args.on_nan == "stop" and bool((population.history.diverged_at >= 0).any()):
+        messages.error(f"a member is not finite; go on without it: {again}")
+        return messages.DIVERGED
+    messages.error(f"interrupted; go on with: {again}")
+    return messages.INTERRUPTED
+
+
+@contextlib.contextmanager
+def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
+    """The run's folder and its experiment: new ones, or those of a run that is resumed."""
+    if args.resume:
+        with RunFolder.open(args.resume).resume(args.steps, args.line) as folder:
+            yield folder, folder.experiment()
+        return
+    experiment = assemble(request_of(args))
+    name = f"{args.agent}-{args.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = args.out or Path("runs") / hosts.of_writer(name)
+    with RunFolder.create(out, experiment, args.line) as folder:
+        yield folder, experiment
+
+
+def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -> jaxrl.Population:
+    """The trained population of an experiment, its progress shown and written."""
+    with contextlib.ExitStack() as shown:
+        announce: Callable[[str], None] | None = None
+        callbacks: list[jaxrl.Callback | Meter] = []
+        if hosts.is_writer():
+            meter = shown.enter_context(Meter(experiment.total_steps))
+            announce, callbacks = meter.say, [meter, *logs_of(args, folder, experiment)]
+            if experiment.recipe:
+                meter.say(experiment.recipe_line())
+        return jaxrl.sweep(
+            experiment.agent,
+            experiment.settings,
+            seeds=experiment.seeds,
+            evaluations=experiment.evaluations,
+            announce=announce,
+            callbacks=callbacks,
+            checkpoints=jaxrl.Checkpoints(folder.checkpoints, args.checkpoint_every, args.keep),
+            on_nan=args.on_nan,
+            memory=args.memory,
+            data_parallel=args.data_parallel,
+        )
+
+
+def logs_of(
+    args: argparse.Namespace, folder: RunFolder, experiment: Experiment
+) -> list[jaxrl.Callback]:
+    """Where the run's progress is written to, as the options say."""
+    last = experiment.num_members - 1
+    if args.log_member is not None and args.log_member > last:
+        raise ValueError(f"--log-member {args.log_member} is outside 0..{last}")
+    logs: list[jaxrl.Callback] = [sinks.JsonLines(folder.log)]
+    if args.tensorboard:
+        logs.append(sinks.TensorBoard(folder.path / "tensorboard", args.log_member))
+    if args.wandb is not None:
+        options = {"dir": str(folder.path)}
+        logs.append(sinks.Wandb(args.wandb, folder.config, args.log_member, **options))
+    return logs

@@ -1,0 +1,229 @@
+"""Run folders: all that is needed to repeat a run, and all that it gave.
+
+    config.json    agent, environment, hyper-parameters, settings, seeds, versions, device, commit
+    metrics.npz    arrays over (members, iterations), NaN where a member has no such iteration:
+                   `env_steps` (or `gradient_steps`) taken by the end of the iteration, and each of
+                   the agent's metrics;
+                   `final_returns`, `final_lengths` and `final_NAME` of what is recorded (members,
+                   episodes) of the final evaluation; `evaluation_steps` (members, k) and
+                   `evaluation_returns`, `evaluation_NAME` (members, k, episodes) of those during
+                   training, where there were any
+    checkpoints/   the whole state of all members (`jaxrl.training.checkpoint`), a folder for each
+                   batch of members that trained at once: what a resumed run starts from, and the
+                   trained agents
+    log.jsonl      means over members, a line for each chunk, written during training
+    summary.json   final returns per member and per setting, steps, seconds
+    curve.png      learning curves
+
+Members are numbered as in `members` of summary.json. Of several processes one writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from experiments.runs import jsonfile
+from experiments.runs.config import (
+    FORMAT,
+    Config,
+    checked,
+    experiment_of,
+    of_experiment,
+    trained_agent,
+    with_steps,
+)
+from experiments.runs.experiment import Experiment
+from experiments.runs.formatting import steps_name
+from experiments.runs.summary import arrays, summarise
+from jaxrl.agent import Agent
+from jaxrl.training import checkpoint, hosts
+from jaxrl.training.evaluate import Evaluation
+from jaxrl.training.population import Population
+
+CONFIG, SUMMARY, METRICS, LOG = "config.json", "summary.json", "metrics.npz", "log.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """A run as it lies on disk."""
+
+    path: Path
+    config: Config
+
+    @classmethod
+    @contextlib.contextmanager
+    def create(cls, path: Path, experiment: Experiment, command: str) -> Iterator[Self]:
+        """The folder of a new run, removed again if the run fails before anything is saved.
+
+        Raises: ValueError where it already holds a run or anything else, or cannot be written.
+        """
+        folder = cls(path, of_experiment(experiment, command))
+        if not hosts.is_writer():
+            yield folder
+            return
+        try:
+            if (path / CONFIG).exists():
+                raise ValueError(f"{path} already holds a run: choose another --out")
+            existed = path.exists()
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise ValueError(f"{path} is not empty: choose another --out")
+            jsonfile.write(path / CONFIG, folder.config)
+        except OSError as error:
+            raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+        try:
+            yield folder
+        except BaseException:
+            if not folder.can_be_resumed:
+                shutil.rmtree(folder.checkpoints, ignore_errors=True)
+                (path / LOG).unlink(missing_ok=True)
+                (path / CONFIG).unlink()
+                if not existed:
+                    path.rmdir()
+            raise
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """A run that is there. Raises: ValueError where there is none, or one of a newer jaxrl."""
+        content = jsonfile.read(path / CONFIG)
+        if content is None:
+            raise ValueError(f"{path} is not a run: it has no {CONFIG}")
+        return cls(path, checked(content, path))
+
+    @contextlib.contextmanager
+    def resume(self, steps: int | None = None, command: str = "") -> Iterator[Self]:
+        """The folder as a run that goes on, up to `steps` per member where they are given.
+
+        It is as it was again where the run is refused (ValueError) before anything is trained.
+
+        Raises: ValueError where nothing is left to do, or the run cannot be resumed.
+        """
+        if "evaluations" not in self.config:
+            raise ValueError(f"{self.path} was written by another version of jaxrl: too old")
+        finished = self.has_ended and not self.summary["interrupted"]
+        if steps is None and finished:
+            raise ValueError(f"{self.path} is finished: give --steps N, more than it has, to go on")
+        content = self.config if steps is None else with_steps(self.config, steps, self.path)
+        resumed = [*content.get("resumed", []), command]
+        content = content | {"format": FORMAT, "resumed": resumed}
+        before = hosts.of_writer((self.path / CONFIG).read_bytes())  # read by all, then written
+        if hosts.is_writer():
+            jsonfile.write(self.path / CONFIG, content)
+        try:
+            yield dataclasses.replace(self, config=content)
+        except ValueError:
+            if hosts.is_writer():
+                (self.path / CONFIG).write_bytes(before)
+            raise
+
+    def experiment(self) -> Experiment:
+        """What the run is to do. Raises: ValueError where this code cannot do it any more."""
+        try:
+            return experiment_of(self.config)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        return self.path / LOG
+
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether anything was saved."""
+        return checkpoint.exists(self.checkpoints)
+
+    @property
+    def has_ended(self) -> bool:
+        return (self.path / SUMMARY).exists()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Raises: ValueError where the run has not ended."""
+        content = jsonfile.read(self.path / SUMMARY)
+        if content is None:
+            raise ValueError(f"{self.path} has not ended: it has no {SUMMARY}")
+        return content
+
+    @property
+    def unit(self) -> str:
+        """What the run's steps are: "environment steps" or "gradient steps"."""
+        unit: str = self.config["unit"]
+        return unit
+
+    def metrics(self) -> dict[str, np.ndarray]:
+        """The arrays of metrics.npz, and the steps as "steps", whatever their unit."""
+        with np.load(self.path / METRICS) as content:
+            metrics = dict(content)
+        name = steps_name(self.unit)
+        metrics["steps"] = metrics[name if name in metrics else "env_steps"]
+        return metrics
+
+    def save(
+        self, experiment: Experiment, population: Population, evaluation: Evaluation
+    ) -> dict[str, Any]:
+        """Write metrics and summary of a population that has been trained and evaluated.
+
+        Returns the summary.
+        """
+        content = summarise(experiment, population, evaluation)
+        if hosts.is_writer():
+            metrics: dict[str, Any] = arrays(experiment, population, evaluation)
+            np.savez_compressed(self.path / METRICS, **metrics)
+            jsonfile.write(self.path / SUMMARY, content)
+        return content
+
+    def setting(self, member: int) -> dict[str, Any]:
+        """What sets one member apart from the others, but for its seed."""
+        for setting in self.summary["settings"]:
+            if member in setting["members"]:
+                values: dict[str, Any] = setting["hyperparameters"]
+                return values
+        raise IndexError(f"member {member} of {self.path}")
+
+    def agent(self, member: int) -> Agent:
+        """The agent of one member. Raises: ValueError where this code has no such agent."""
+        values = self.summary["members"][member]["hyperparameters"]
+        try:
+            return trained_agent(self.config, values)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+
+    def members(self, only: int | None = None) -> Iterator[tuple[int, Agent, Any]]:
+        """Number, agent and final state of each member, or of one.
+
+        Raises: ValueError where there is no such member, or its state cannot be read.
+        """
+        content = self.summary
+        if "checkpoints" not in content:
+            raise ValueError(f"{self.path} was written by another version of jaxrl: too old")
+        count = len(content["members"])
+        if only is not None and not 0 <= only < count:
+            raise ValueError(f"member {only} is outside 0..{count - 1} of {self.path}")
+        wanted = range(count) if only is None else [only]
+        for batch, rows in enumerate(content["checkpoints"]):
+            if not set(rows) & set(wanted):
+                continue
+            states = self._restore(batch, rows)
+            for place, i in enumerate(rows):
+                if i in wanted:
+                    state = jax.tree.map(lambda x, place=place: x[place], states)
+                    yield i, self.agent(i), state
+
+    def _restore(self, batch: int, rows: list[int]) -> Any:
+        agent = self.agent(rows[0])
+        keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(len(rows), np.uint32))
+        like = jax.eval_shape(jax.vmap(agent.init), keys)
+        folder = checkpoint.Checkpoints(self.checkpoints).of_batch(batch).folder
+        return checkpoint.read(folder, like).states

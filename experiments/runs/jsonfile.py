@@ -1,0 +1,49 @@
+"""JSON files of run folders: standard JSON, replaced whole, with one object of a list per line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object; the file is there whole or not at all."""
+    lines = [f"  {json.dumps(key)}: {_text(_standard(value))}" for key, value in content.items()]
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    unfinished.replace(path)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None where there is no such file, or it is not JSON."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return content
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n    " + ",\n    ".join(map(json.dumps, value)) + "\n  ]"
+    if isinstance(value, dict):
+        return json.dumps(value, indent=2).replace("\n", "\n  ")
+    return json.dumps(value)
+
+
+def _standard(value: Any) -> Any:
+    """Standard JSON has no tuples, no infinities and no NaN: lists, "inf" and null."""
+    if isinstance(value, Mapping):
+        return {k: _standard(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_standard(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _standard(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None if np.isnan(value) else str(value)
+    return value

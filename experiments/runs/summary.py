@@ -1,0 +1,134 @@
+"""summary.json and metrics.npz: what a run gave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from experiments.runs.experiment import Experiment, hyperparameters
+from experiments.runs.formatting import steps_name
+from jaxrl.report.stats import mean_ci
+from jaxrl.training.evaluate import Evaluation
+from jaxrl.training.population import Population
+
+
+def arrays(
+    experiment: Experiment, population: Population, evaluation: Evaluation
+) -> dict[str, np.ndarray]:
+    """The content of metrics.npz: of training (members, iterations), then (members, episodes)."""
+    history = population.history
+    content = {steps_name(experiment.unit): history.env_steps, **history.metrics}
+    content["final_returns"] = np.asarray(evaluation.returns)
+    content["final_lengths"] = np.asarray(evaluation.lengths)
+    content |= {f"final_{name}": values for name, values in recorded(evaluation).items()}
+    during = dict(history.evaluations)
+    steps = during.pop("env_steps")
+    if steps.shape[1]:
+        content["evaluation_steps"] = steps
+        content |= {f"evaluation_{name}": values for name, values in during.items()}
+    return content
+
+
+def recorded(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Sums per episode of what the environment reports and the run records, NaN as returns are."""
+    missing = np.isnan(evaluation.returns)
+    return {name: np.where(missing, np.nan, x) for name, x in evaluation.info.items()}
+
+
+def summarise(
+    experiment: Experiment, population: Population, evaluation: Evaluation
+) -> dict[str, Any]:
+    """The content of summary.json. An interval of fewer than two members is [null, null].
+
+    A member whose loss or parameters were not finite has the iteration in "diverged_at", null for
+    a return, and no part in any mean.
+    """
+    values = measures(experiment, population, evaluation)
+    sums = {name: x.mean(axis=1) for name, x in recorded(evaluation).items()}
+    rows_of = [{k: v for k, v in row.items() if k != "seed"} for row in population.table]
+    settings = []
+    for setting in experiment.settings:
+        rows = [i for i, row in enumerate(rows_of) if row == setting]
+        if rows:  # none where the run was interrupted before
+            settings.append(
+                {
+                    "hyperparameters": setting,
+                    "members": rows,
+                    "measures": {name: _mean(x[rows]) for name, x in values.items()},
+                    "recorded": {name: _mean(x[rows]) for name, x in sums.items()},
+                }
+            )
+    base = hyperparameters(experiment.agent)
+    overall = _mean(values["return"])
+    return {
+        "unit": experiment.unit,
+        "data": experiment.data,
+        "final_return_mean": overall["mean"],
+        "final_return_ci95": overall["ci95"],
+        "episodes_per_member": evaluation.returns.shape[1],
+        "unfinished_episodes": int((~np.asarray(evaluation.finished)).sum()),
+        **_speed(experiment.unit, population),
+        "interrupted": population.interrupted,
+        "best": max(settings, key=_mean_return),
+        "settings": settings,
+        "members": [
+            {
+                "hyperparameters": base | rows_of[i],
+                "seed": row["seed"],
+                "final_return": values["return"][i],
+                "recorded": {name: x[i] for name, x in sums.items()},
+                "diverged_at": _iteration(population.history.diverged_at[i]),
+            }
+            for i, row in enumerate(population.table)
+        ],
+        "checkpoints": [members for members, _ in population.batches],
+    }
+
+
+def measures(
+    experiment: Experiment, population: Population, evaluation: Evaluation
+) -> dict[str, np.ndarray]:
+    """What members are compared by (members,).
+
+    Where agents were evaluated during training, "best" values are those of each member's best
+    evaluation, beside those of its final policy. Where the data's reference returns are known,
+    scores are returns normalised by them, 0 for a random policy and 100 for an expert.
+    """
+    final = np.asarray(evaluation.returns).mean(axis=1)
+    values = {"return": final}
+    during = np.asarray(population.history.evaluations["returns"]).mean(axis=2)
+    if during.shape[1]:
+        values["best_return"] = np.fmax(np.nanmax(during, axis=1), final)
+    if experiment.recording is not None:
+        for name, returns in list(values.items()):
+            score = experiment.recording.score(returns)
+            if score is not None:
+                values[name.replace("return", "score")] = score
+    return values
+
+
+def _speed(unit: str, population: Population) -> dict[str, Any]:
+    """Steps of all members, per second of training, and the times."""
+    name = steps_name(unit)
+    steps = float(np.nansum(np.nanmax(population.history.env_steps, axis=1)))
+    return {
+        name: int(steps),
+        f"{name}_per_second": steps / population.run_seconds,
+        "compile_seconds": population.compile_seconds,
+        "run_seconds": population.run_seconds,
+    }
+
+
+def _mean(values: np.ndarray) -> dict[str, Any]:
+    mean, *interval = map(float, mean_ci(values))
+    return {"mean": mean, "ci95": interval}
+
+
+def _mean_return(setting: dict[str, Any]) -> float:
+    mean: float = setting["measures"]["return"]["mean"]
+    return -np.inf if np.isnan(mean) else mean
+
+
+def _iteration(diverged_at: float) -> int | None:
+    return None if np.isnan(diverged_at) else int(diverged_at)

@@ -1,0 +1,194 @@
+"""The engine: the only room that compiles programs and runs them.
+
+Of a state it knows one field by name, the root `key`; for all else it asks the agent.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+
+from jaxrl.agent import Tag, derive
+from jaxrl.training import programs
+from jaxrl.training.evaluate import Evaluation, warn_of_unfinished
+from jaxrl.training.history import History
+from jaxrl.training.members import map_members
+from jaxrl.training.placement import MEMBERS, Placement, shapes_on
+
+
+class Engine:
+    """The states of a batch of members, on the devices, and the programs that advance them.
+
+    Attributes:
+        placement: where they are.
+        rate: iterations per second of the last chunk, the same on all processes; inf: none yet.
+        finished: whether all members have taken all their steps.
+        compile_seconds: spent on compiling so far.
+    """
+
+    def __init__(self, agents: Any, placement: Placement, length: int = 0) -> None:
+        """For stacked agents of all members, in chunks of at most `length` iterations.
+
+        Raises: ValueError where the environments cannot be placed as asked for.
+        """
+        self.began = time.perf_counter()
+        self.placement, self.length = placement, length
+        self.like = shapes(agents, placement.members)  # of all members' states
+        placement.state_specs(agents, self.like)  # which raises
+        self.rate, self.finished, self.compile_seconds = math.inf, False, 0.0
+        self.share = placement.share(agents)
+        self.agents: Any = None  # placed, as the states are
+        self.states: Any = None
+
+    def start(self, seeds: list[int]) -> None:
+        """Fresh states, from one root seed per member."""
+        keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[self.placement.rows])
+        self._place(self._fresh(keys))
+
+    def load(self, states: Any) -> None:
+        """Given states of all members, which stay as they are: a copy is advanced."""
+        rows = self.placement.rows
+        self._place(jax.tree.map(lambda x: x[rows], states))
+
+    def _place(self, states: Any) -> None:
+        self.states = self.placement.put_states(self.share, states)
+        self.agents = self.placement.put_agents(self.share)
+
+    def _fresh(self, keys: jax.Array) -> Any:
+        """Fresh states on the devices, each made on its own; see `programs.initialise`."""
+        mesh = self.placement.whole_members.mesh
+        each, parts = len(keys) // mesh.size, []
+        for number, device in enumerate(mesh.devices.flat):
+            rows = slice(number * each, (number + 1) * each)
+            args = map_members(lambda x, rows=rows: x[rows], self.share), keys[rows]
+            states = jax.block_until_ready(self._compiled(programs.initialise, *args)(*args))
+            parts.append(jax.tree.map(lambda x, device=device: jax.device_put(x, device), states))
+        sharding = NamedSharding(mesh, MEMBERS)
+
+        def join(*arrays: jax.Array) -> jax.Array:
+            shape = len(keys), *arrays[0].shape[1:]
+            return jax.make_array_from_single_device_arrays(shape, sharding, list(arrays))
+
+        return jax.tree.map(join, *parts)
+
+    def advance(self, t: int, stop: int) -> History:
+        """Run iterations t..stop-1 of all members; the states are replaced by those after them."""
+        args: Any = self.agents, self.states, np.int32(t), np.int32(stop)
+        mesh = self.placement.mesh
+        over_members = "members" in mesh.axis_names
+        program = programs.chunk if over_members else programs.chunk_over_environments
+        run = self._compiled(program, *args, mesh=mesh, length=self.length)
+        begin = time.perf_counter()
+        self.states, *results = jax.block_until_ready(run(*args))
+        seconds = np.array([time.perf_counter() - begin])
+        finished, finite, rows, seconds = self.placement.get((*results, seconds))
+        self.rate = (stop - t) / float(seconds[0])  # the writer's, for all processes
+        self.finished = bool(np.all(finished))
+        rows = jax.tree.map(lambda x: x[:, : stop - t], rows)
+        return History.of_chunk(t, rows["env_steps"], rows["metrics"], finite)
+
+    def evaluate(self, tag: Tag, t: int, episodes: int, deterministic: bool = True) -> Evaluation:
+        """Evaluate all members by keys of this tag and number; NumPy (members, episodes).
+
+        The same program serves during training and after it.
+        """
+        placement = self.placement.whole_members
+        keys = jax.vmap(lambda key: derive(key, tag, t))(self.states.key)
+        agents, states = self.agents, self.states
+        if placement is not self.placement:
+            agents, states = placement.put_agents(agents), placement.put_states(agents, states)
+        args = agents, states, jax.device_put(keys, NamedSharding(placement.mesh, MEMBERS))
+        statics = {"mesh": placement.mesh, "episodes": episodes, "deterministic": deterministic}
+        result = self._compiled(programs.evaluate_all, *args, **statics)(*args)
+        evaluation: Evaluation = jax.tree.map(np.array, placement.get(result))
+        warn_of_unfinished(evaluation)
+        return evaluation
+
+    def states_on_host(self) -> Any:
+        """The states of all members in NumPy, on all processes; keys stay keys."""
+        return self.placement.get(self.states)
+
+    def result(self) -> Any:
+        """The states of all members, where they are."""
+        return self.placement.trimmed(self.states)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began, without compiling."""
+        return time.perf_counter() - self.began - self.compile_seconds
+
+    def _compiled(self, jitted: Any, *args: Any, **statics: Any) -> Any:
+        program, seconds = compiled(jitted, *args, **statics)
+        self.compile_seconds += seconds
+        return program
+
+
+def shapes(agents: Any, members: int) -> Any:
+    """Shapes of the states of so many members of stacked agents."""
+    seeds = jax.ShapeDtypeStruct((members,), np.uint32)
+    one = map_members(lambda x: x[0], agents)
+    return jax.eval_shape(
+        lambda seeds: lax.map(lambda seed: one.init(jax.random.key(seed)), seeds), seeds
+    )
+
+
+def needed_bytes(agents: Any, members: int, length: int) -> tuple[int, float]:
+    """What training so many of these agents at once needs, on all local devices together.
+
+    Compiles what they would run, in chunks of at most `length`; returns bytes and the seconds that
+    it took.
+    """
+    placement = Placement.of_members(members)
+    mesh, shared = placement.mesh, placement.share(agents)
+    states = shapes_on(shapes(shared, len(placement.rows)), mesh)
+    placed = shapes_on(shared, mesh, placement.agent_specs(shared))
+    args = placed, states, np.int32(0), np.int32(0)
+    program, seconds = compiled(programs.chunk, *args, mesh=mesh, length=length)
+    stats = program.memory_analysis()
+    own = stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
+    return mesh.size * int(stats.argument_size_in_bytes + own), seconds
+
+
+# The last programs that were asked for: each maps memory that the system has a limited number of.
+_programs: OrderedDict[Any, Any] = OrderedDict()
+PROGRAMS = 64
+
+
+def forget_programs() -> None:
+    """Give back the memory of all compiled programs; what is asked for again compiles again."""
+    _programs.clear()
+    jax.clear_caches()
+
+
+def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
+    """The compiled program of a jitted function for these arguments, and the seconds it took.
+
+    Compiling apart from running is what lets the two be reported apart. The last PROGRAMS of them
+    are kept: the same function, statics, tree structure, shapes and placement compile once.
+    """
+
+    def describe(x: Any) -> Any:
+        where = getattr(x, "sharding", None)
+        if where is not None and where.num_devices == 1:  # one placement, of many names
+            (where,) = where.device_set
+        return x.shape, x.dtype, getattr(x, "weak_type", False), where
+
+    leaves, structure = jax.tree.flatten(args)
+    key = (jitted, tuple(sorted(statics.items())), structure, tuple(map(describe, leaves)))
+    seconds = 0.0
+    if key not in _programs:
+        start = time.perf_counter()
+        _programs[key] = jitted.lower(*args, **statics).compile()
+        seconds = time.perf_counter() - start
+        if len(_programs) > PROGRAMS:
+            _programs.popitem(last=False)
+    _programs.move_to_end(key)
+    return _programs[key], seconds

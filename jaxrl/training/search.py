@@ -1,0 +1,129 @@
+"""The settings of a sweep: grids, random searches, and agents overridden by settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.agent import Agent
+from jaxrl.words import did_you_mean
+
+
+class Lin(NamedTuple):
+    """`num` values evenly spaced from low to high; in a random search, uniform between them."""
+
+    low: float
+    high: float
+    num: int = 1
+
+    def grid(self) -> list[float]:
+        return [float(x) for x in np.linspace(self.low, self.high, self.num)]
+
+    def sample(self, rng: np.random.Generator) -> float:
+        return float(rng.uniform(self.low, self.high))
+
+
+class Log(NamedTuple):
+    """`num` values evenly spaced in their logarithm; in a random search, log-uniform."""
+
+    low: float
+    high: float
+    num: int = 1
+
+    def grid(self) -> list[float]:
+        return [float(x) for x in np.geomspace(self.low, self.high, self.num)]
+
+    def sample(self, rng: np.random.Generator) -> float:
+        return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
+
+
+Space = Mapping[str, Lin | Log | Sequence[Any]]
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+    """Every combination of the values, the first name varying slowest."""
+    axes = [v.grid() if isinstance(v, Lin | Log) else list(map(plain, v)) for v in space.values()]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def random_search(space: Space, num: int, seed: int = 0) -> list[dict[str, Any]]:
+    """`num` settings: ranges sampled between their ends, lists by uniform choice."""
+    rng = np.random.default_rng(seed)
+
+    def draw(axis: Any) -> Any:
+        if isinstance(axis, Lin | Log):
+            return axis.sample(rng)
+        return plain(axis[int(rng.integers(len(axis)))])
+
+    return [{name: draw(axis) for name, axis in space.items()} for _ in range(num)]
+
+
+def plain(value: Any) -> Any:
+    """A NumPy number as Python's, which JSON can hold and static fields compare."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, tuple | list) else value
+
+
+def settings_of(
+    space: Space | Sequence[Mapping[str, Any]] | None, random: int | None = None
+) -> list[dict[str, Any]]:
+    """The settings that a sweep is asked for: of a space, listed, or a single empty one.
+
+    Raises: ValueError where there are none, or an axis is empty.
+    """
+    if space is None:
+        return [{}]
+    if not isinstance(space, Mapping):
+        if not space:
+            raise ValueError("the list of settings is empty")
+        return [{k: plain(v) for k, v in setting.items()} for setting in space]
+    for name, values in space.items():
+        if isinstance(values, Lin | Log):
+            is_empty = values.num < 1
+        elif isinstance(values, str) or not np.iterable(values):
+            raise ValueError(f"{name}={values!r}: give a list of values, jaxrl.Lin or jaxrl.Log")
+        else:
+            is_empty = len(values) == 0
+        if is_empty:
+            raise ValueError(f"{name}: the grid is empty")
+    return grid(space) if random is None else random_search(space, random)
+
+
+def override(agent: Agent, changes: Mapping[str, Any]) -> Agent:
+    """A copy of the agent with fields, or `env.NAME` parameters, changed and checked.
+
+    Raises:
+        ValueError: there is no such field or parameter, or it does not take that value.
+    """
+    fields = {k: v for k, v in changes.items() if not k.startswith("env.")}
+    known = [h.name for h in agent.hyperparameters()]
+    for name in fields:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(f"{agent.name} has no hyper-parameter {name!r}; {hint}")
+    params = agent.env_params
+    for name, value in changes.items():
+        if name.startswith("env."):
+            params = override_env_params(params, name[4:], value, agent.env)
+    return agent.replace(**fields, env_params=params)
+
+
+def override_env_params(params: Any, name: str, value: Any, env: Any) -> Any:
+    """Environment parameters with one field changed, in that field's own dtype."""
+    known = [f.name for f in dataclasses.fields(params)] if dataclasses.is_dataclass(params) else []
+    if name not in known:
+        raise ValueError(f"{env.name} has no parameter {name!r}; {did_you_mean(name, known)}")
+    old = jnp.asarray(getattr(params, name))
+    try:
+        fits = np.shape(value) == old.shape and np.allclose(jnp.asarray(value, old.dtype), value)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"env.{name}={value!r} must be {old.dtype} of shape {old.shape}")
+    return dataclasses.replace(params, **{name: jnp.asarray(value, old.dtype)})

@@ -1,0 +1,34 @@
+"""What studies compute by themselves."""
+
+import numpy as np
+import pytest
+
+from experiments.studies import abs_lengths, two_peaks
+
+
+@pytest.mark.parametrize("temperature", [0.03, 0.3, 1.0])
+def test_distance_to_the_boltzmann_density(temperature):
+    """None for samples of it, a half for those of one of its peaks."""
+    places = np.linspace(-1, 1, 20_001)
+    density = two_peaks.boltzmann(temperature, places)
+    np.testing.assert_allclose(np.trapezoid(density, places), 1.0)
+    quantiles = (np.arange(20_000) + 0.5) / 20_000
+    cumulative = np.cumsum(density)
+    samples = np.interp(quantiles, cumulative / cumulative[-1], places)
+    measured = two_peaks.measure(samples, temperature)
+    assert measured["total_variation_to_boltzmann"] < 0.01
+    assert measured["lesser_peak_share"] == pytest.approx(0.5, abs=0.001)
+    one = two_peaks.measure(np.abs(samples), temperature)
+    assert one["total_variation_to_boltzmann"] == pytest.approx(0.5, abs=0.01)
+    assert one["lesser_peak_share"] == 0.0
+    assert one["mean_reward"] == pytest.approx(measured["mean_reward"], abs=1e-3)
+
+
+def test_curves_are_means_over_equal_spans_of_steps():
+    steps = np.array([[1.0, 2.0, 39.0, 40.0, np.nan], [10.5, np.nan, np.nan, np.nan, np.nan]])
+    values = np.array([[1.0, 3.0, np.nan, 5.0, 9.0], [7.0, 1.0, 1.0, 1.0, 1.0]])
+    binned = abs_lengths.binned(steps, values, total=80)
+    assert binned.shape == (2, abs_lengths.BINS)
+    assert binned[0, [0, 1, 20]].tolist() == [1.0, 3.0, 5.0]  # spans of 2 steps
+    assert binned[1, 5] == 7.0
+    assert np.isfinite(binned).sum() == 4
