@@ -10,7 +10,6 @@ import jaxrl
 from agents.value_based.pqn import PQN
 from jaxrl.loops.q_lambda import Batch
 from jaxrl.parts.distributions import epsilon_greedy
-from tests.helpers import assert_close
 from tests.probes import (
     GAMMA,
     MATCH,

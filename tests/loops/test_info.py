@@ -125,7 +125,7 @@ def test_agents_show_what_they_are_asked_to_record(agent):
 def test_a_sweep_records(agent):
     """An episode of 2 steps costs 3, one of 4 steps 10; members with a bonus pay it at each."""
     population = jaxrl.sweep(agent, {"env.bonus": [0.0, 5.0]}, seeds=2)
-    metrics = population.metrics
+    metrics = population.history.metrics
     assert metrics["episode_cost"].shape == (4, agent.num_iterations)
     bonus = np.array([[row["env.bonus"]] for row in population.table])
     expected = (3.5 + bonus) * metrics["episode_length"] - 4
