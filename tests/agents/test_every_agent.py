@@ -70,7 +70,7 @@ ENVS = {
 }
 SOURCES = ("environments", "data", "both")
 KINDS = [(env, source) for env in ENVS for source in SOURCES]
-NAMES = ("ppo", "sac")
+NAMES = tuple(agents.AGENTS)
 
 
 def dataset(env):

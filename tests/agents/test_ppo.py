@@ -8,14 +8,13 @@ import pytest
 
 import jaxrl
 from agents.on_policy.ppo import PPO, Batch
-from tests.helpers import assert_close, assert_same, interrupted
+from tests.helpers import assert_close
 from tests.probes import (
     CHOICE,
     GAMMA,
     MATCH,
     ActionChoice,
     AnyOf,
-    Chain,
     ConstantReward,
     Match,
     ObsValue,
@@ -196,30 +195,6 @@ def test_rewards_are_scaled_by_the_deviation_of_returns():
     assert run.state.reward_scale.moments.var.item() == pytest.approx(1, abs=0.01)
     np.testing.assert_allclose(values(run, [-1.0, 1.0]), [-1, 1], atol=0.05)
     assert not run.state.reward_scale.returns.any()
-
-
-# The engine's promises --------------------------------------------------------------------------
-
-
-AGENT = ppo(Chain(limit=3), iterations=8, normalize_observations=True, normalize_rewards=True)
-
-
-@pytest.mark.slow
-def test_chunked_fused_and_population_agree():
-    run = jaxrl.train(AGENT, seed=2)
-    state, metrics = jax.jit(jaxrl.fused)(AGENT, jax.random.key(2))
-    assert_close(run.state, state, 1e-4)
-    assert_close(run.history.metrics, metrics, 1e-4)
-    rates = jaxrl.sweep(AGENT, {"learning_rate": [1e-2, 1e-3, 1e-4]}, seeds=[2])
-    assert_close(rates[0].state, run.state, 1e-4)
-    assert_close(rates[0].history.metrics, run.history.metrics, 1e-3)
-
-
-@pytest.mark.slow
-def test_going_on_equals_one_long_run():
-    first = interrupted(AGENT, 4, seed=1)
-    assert first.iteration == 4
-    assert_same(jaxrl.train(AGENT, start=first).state, jaxrl.train(AGENT, seed=1).state)
 
 
 @pytest.mark.slow

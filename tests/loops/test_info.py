@@ -125,7 +125,7 @@ def test_agents_show_what_they_are_asked_to_record(agent):
 def test_a_sweep_records(agent):
     """An episode of 2 steps costs 3, one of 4 steps 10; members with a bonus pay it at each."""
     population = jaxrl.sweep(agent, {"env.bonus": [0.0, 5.0]}, seeds=2)
-    metrics = population.metrics
+    metrics = population.history.metrics
     assert metrics["episode_cost"].shape == (4, agent.num_iterations)
     bonus = np.array([[row["env.bonus"]] for row in population.table])
     expected = (3.5 + bonus) * metrics["episode_length"] - 4
@@ -163,9 +163,10 @@ def test_brax_hands_on_its_metrics():
     """Reacher's two rewards are recorded apart, and their sum is the return."""
     env, params = envs_jax.make("brax/reacher")
     parts = ("reward_dist", "reward_ctrl")
+    params = params.replace(max_steps_in_episode=jnp.int32(20))
     agent = SAC(env, params, record=parts, hidden_sizes=(4,), buffer_size=16)
     state = jax.jit(agent.init)(KEY)
-    result = jaxrl.evaluate(agent, state, KEY, episodes=2, max_steps=20, deterministic=False)
+    result = jaxrl.evaluate(agent, state, KEY, episodes=2, deterministic=False)
     total = result.info["reward_dist"] + result.info["reward_ctrl"]
     np.testing.assert_allclose(total, result.returns, rtol=1e-4)
     assert (result.info["reward_dist"] < 0).all()

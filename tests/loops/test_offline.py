@@ -18,7 +18,7 @@ from jaxrl.parts import replay
 from jaxrl.training.members import stack_agents
 from jaxrl.training.placement import Placement
 from jaxrl.training.programs import chunk
-from tests.helpers import assert_close, assert_same
+from tests.helpers import assert_close
 from tests.probes import ActionChoice, ConstantReward, Match
 from tests.records import bandit, data_of, make
 
@@ -119,12 +119,3 @@ def test_observations_are_normalised_by_the_data():
 def test_refused_without_data(cls):
     with pytest.raises(ValueError, match="learns from recorded data only: give it --data FILE"):
         make(cls, ActionChoice(continuous=True), None)
-
-
-@pytest.mark.slow
-def test_going_on_equals_one_long_run():
-    env = ActionChoice(continuous=True)
-    agent = make(IQL, env, bandit(env), steps=100, num_updates=10)
-    first = jaxrl.train(agent, seed=1, until=4)
-    assert first.iteration == 4
-    assert_same(jaxrl.train(agent, start=first).state, jaxrl.train(agent, seed=1).state)

@@ -17,7 +17,7 @@ from jaxrl.spaces import from_box
 from jaxrl.training.members import stack
 from jaxrl.training.placement import Placement
 from jaxrl.training.programs import chunk
-from tests.helpers import assert_close, assert_same, interrupted, primitives
+from tests.helpers import assert_close, assert_same, primitives
 from tests.probes import (
     CHOICE,
     GAMMA,
@@ -267,39 +267,3 @@ def test_the_replay_of_64_members_is_held_once():
 def test_refused(cls, changes, line):
     with pytest.raises(ValueError, match=line):
         make(cls, ConstantReward(continuous=True), **changes)
-
-
-def engine_agent(cls):
-    env = Chain(limit=3) if cls is DQN else ObsValue(continuous=True)
-    return make(cls, env, iterations=12, learning_starts=32, buffer_size=64, num_steps=2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "cls",
-    [
-        DQN,
-        pytest.param(SAC, marks=pytest.mark.slow),
-        pytest.param(MixtureSAC, marks=pytest.mark.slow),
-        pytest.param(SoftGAC, marks=pytest.mark.slow),
-    ],
-    ids=lambda cls: cls.name,
-)
-def test_chunked_fused_and_population_agree(cls):
-    agent = engine_agent(cls)
-    run = jaxrl.train(agent, seed=2)
-    state, metrics = jax.jit(jaxrl.fused)(agent, jax.random.key(2))
-    assert_close(run.state, state, 1e-3)
-    assert_close(run.history.metrics, metrics, 1e-3)
-    rates = jaxrl.sweep(agent, {"learning_rate": [3e-3, 1e-3, 1e-4]}, seeds=[2])
-    assert_close(rates[0].history.metrics, run.history.metrics, 1e-2)
-
-
-@pytest.mark.parametrize(
-    "cls", [DQN, pytest.param(SAC, marks=pytest.mark.slow)], ids=lambda cls: cls.name
-)
-def test_going_on_equals_one_long_run(cls):
-    agent = engine_agent(cls)
-    first = interrupted(agent, 3, seed=1)
-    assert first.iteration == 3
-    assert_same(jaxrl.train(agent, start=first).state, jaxrl.train(agent, seed=1).state)
