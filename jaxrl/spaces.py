@@ -88,7 +88,8 @@ def encode(space: Any, obs: jax.Array) -> jax.Array:
         return jax.nn.one_hot(obs, int(space.n), dtype=jnp.float32)
     if obs.dtype == jnp.uint8:
         return obs.astype(jnp.float32) / 255
-    return obs
+    # Double precision, as environments have it in x64 mode, must not widen what is learnt.
+    return obs.astype(jnp.float32) if jnp.issubdtype(obs.dtype, jnp.floating) else obs
 
 
 # What agents require ----------------------------------------------------------------------------
