@@ -92,8 +92,8 @@ class BatchRenorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, size, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, size, jnp.float32)
         seen = self.variable("batch_stats", "seen", jnp.zeros, (), jnp.int32)
-        scale = self.param("scale", nn.initializers.ones, size)
-        bias = self.param("bias", nn.initializers.zeros, size)
+        scale = self.param("scale", nn.initializers.ones, size, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, size, jnp.float32)
         running_std = jnp.sqrt(var.value + self.epsilon)
         if not train:
             return scale * (x - mean.value) / running_std + bias
