@@ -11,7 +11,7 @@ a flipped bit would train on.
 from __future__ import annotations
 
 import dataclasses
-import functools
+import inspect
 import json
 import logging
 import os
@@ -117,19 +117,22 @@ def identity(agents: Any, seeds: list[int]) -> dict[str, Any]:
 def describe(env: Any) -> dict[str, Any]:
     """What tells an environment from others of its name: its options, and what it wraps.
 
-    Classes and attributes that are plain values or arrays, of it and of the environments within.
+    The class; what its constructors took, where the instance keeps it under the same name; options
+    of every environment; arrays; and the same of the environments within. Whatever else an instance
+    holds, such as a counter, may change with use.
     """
+    taken = {"resets", "pool_size", "end_broken"}
+    for cls in type(env).__mro__[:-1]:
+        constructor = vars(cls).get("__init__")
+        if constructor is not None:
+            taken |= set(inspect.signature(constructor).parameters)
     plain: dict[str, Any] = {"class": f"{type(env).__module__}.{type(env).__qualname__}"}
     for name, value in sorted(vars(env).items()):
-        if isinstance(getattr(type(env), name, None), functools.cached_property):
-            continue  # there once it was asked for
         if callable(getattr(value, "step", None)) and callable(getattr(value, "reset", None)):
             plain[name] = describe(value)
         elif isinstance(value, np.ndarray | jax.Array):
             plain[name] = checksum(value)
-        elif isinstance(value, bool | int | float | str):
-            plain[name] = value
-        elif isinstance(value, tuple | list):
+        elif name.lstrip("_") in taken and isinstance(value, bool | int | float | str | tuple):
             plain[name] = repr(value)
     return plain
 
