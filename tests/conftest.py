@@ -1,9 +1,11 @@
 """Set up JAX for every test, before its backend starts."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import pytest
 
 # Two CPU devices whatever the machine has, so that populations are really spread in the tests.
 jax.config.update("jax_num_cpu_devices", 2)
@@ -17,3 +19,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # A figure in a test must not look for a screen.
 os.environ["MPLBACKEND"] = "Agg"
+
+# Each compiled program maps memory, and Linux lets a process have 65,530 maps: past them LLVM fails
+# or crashes. Module by module the tests of one worker would get there.
+_MAPS = Path("/proc/self/maps")
+_MANY = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs() -> Iterator[None]:
+    yield
+    if _MAPS.exists() and _MAPS.read_text().count("\n") > _MANY:
+        from jaxrl.training.engine import forget_programs
+
+        forget_programs()
