@@ -17,6 +17,13 @@ _CACHE = Path(__file__).resolve().parent.parent / ".cache" / f"xla{_WORKER}"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile quickly where the slow tests, which run their programs for long, are left out."""
+    if config.option.markexpr == "not slow":
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 # A figure in a test must not look for a screen.
 os.environ["MPLBACKEND"] = "Agg"
 
