@@ -2,6 +2,7 @@
 
     recording = datasets.read("hopper-medium.hdf5", env, env_params)
     data = recording.dataset(env, env_params)  # on the device, for an agent's `data`
+    recording = datasets.subsample(datasets.join([recording, another]), steps=10_000)
 
 Files have D4RL's layout: `observations`, `actions`, `rewards`, `terminals`, and two that not all of
 D4RL's own have: `timeouts` and `next_observations`. Minari datasets are read by `minari:ID` (extra
@@ -13,76 +14,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-TOLERANCE = 1e-4  # how far actions may lie outside their box, in half-widths: rounding
+from envs_jax.recording import REFERENCES, Recording, arrays_of, join, subsample
 
+__all__ = ["Recording", "blank", "join", "read", "read_all", "subsample", "write"]
 
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """Steps (M, ...) one after the other, episode after episode.
-
-    Attributes:
-        action: in the environment's own units; integers where discrete.
-        terminated, truncated: the episode ended in a terminal state, or was cut there. The last
-            step of an episode has one of them or both.
-        next_obs: the observation the step led to, before any reset.
-        info: what the file says about itself: "env", "kind", "policy", "seeds", and
-            "random_return" and "expert_return", between which scores are normalised.
-    """
-
-    obs: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    next_obs: np.ndarray
-    info: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.reward)
-
-    @property
-    def episode(self) -> np.ndarray:
-        """The number of each step's episode (M,), from 0."""
-        ended = self.terminated | self.truncated
-        return np.concatenate([[0], np.cumsum(ended[:-1])]).astype(np.int64)
-
-    @property
-    def episode_returns(self) -> np.ndarray:
-        """Undiscounted returns, one per episode."""
-        return np.bincount(self.episode, self.reward.astype(np.float64))
-
-    def score(self, returns: Any) -> np.ndarray | None:
-        """100 (R - random) / (expert - random), or None if the reference returns are unknown."""
-        low, high = self.info.get("random_return"), self.info.get("expert_return")
-        if low is None or high is None or high == low:
-            return None
-        return 100 * (np.asarray(returns) - low) / (high - low)
-
-    def dataset(self, env: Any, env_params: Any) -> Any:
-        """The steps on the device (`jaxrl.parts.replay.Dataset`), actions scaled to [-1, 1]."""
-        import jax.numpy as jnp
-
-        from jaxrl import spaces
-        from jaxrl.parts.replay import Dataset
-
-        space = env.action_space(env_params)
-        discrete = spaces.is_discrete(space)
-        action = self.action.astype(np.int32 if discrete else np.float32)
-        of_step = self.episode_returns[self.episode]
-        return Dataset(
-            obs=jnp.asarray(self.obs),
-            action=jnp.asarray(action) if discrete else spaces.from_box(space, jnp.asarray(action)),
-            reward=jnp.asarray(self.reward),
-            terminated=jnp.asarray(self.terminated),
-            truncated=jnp.asarray(self.truncated),
-            next_obs=jnp.asarray(self.next_obs),
-            best_first=jnp.asarray(np.argsort(-of_step, kind="stable").astype(np.int32)),
-        )
+ROUNDING = 1e-4  # how far actions may lie outside their box unmentioned, in half-widths
+SLACK = 1e-2  # how far they may lie outside at all, to be clipped
 
 
 def read(
@@ -98,6 +42,12 @@ def read(
     `timeouts`, an episode is cut when it has reached the environment's time limit. With
     `next_observations`, it is also cut where the next step does not begin where this one led.
 
+    An episode that was cut is whole where it has reached the environment's time limit; without a
+    limit, where the data says that it ended. In the others the recording stopped.
+
+    Actions up to a hundredth of a half-width outside their box are clipped, with a warning where it
+    is more than rounding.
+
     Args:
         reference: returns of a random and of an expert policy, between which scores are normalised.
             By default those that the data says of itself: the attributes "random_return" and
@@ -107,15 +57,36 @@ def read(
         ValueError, one line: no such file, not readable, a key missing or of the wrong type or
             length, numbers that are not finite, actions outside their box, no steps.
     """
+    given = getattr(env_params, "max_steps_in_episode", None)
+    limit = None if given is None else int(given)
     if str(source).startswith("minari:"):
-        recording = _read_minari(str(source)[len("minari:") :])
+        recording = _read_minari(str(source)[len("minari:") :], limit)
     else:
-        limit = getattr(env_params, "max_steps_in_episode", None)
-        recording = _read_hdf5(Path(source), None if limit is None else int(limit))
+        recording = _read_hdf5(Path(source), limit)
     if reference is not None:
         recording.info.update(random_return=float(reference[0]), expert_return=float(reference[1]))
     _check(str(source), recording, env, env_params)
-    return recording
+    return _clipped(str(source), recording, env.action_space(env_params))
+
+
+def read_all(
+    sources: Sequence[str | Path],
+    env: Any,
+    env_params: Any,
+    reference: tuple[float, float] | None = None,
+    steps: int | None = None,
+) -> Recording:
+    """Recordings of one environment as `read` reads each, one after the other.
+
+    Args:
+        steps: episodes drawn at random that hold at least so many, always the same ones; None: all.
+
+    Raises:
+        ValueError, one line: what `read` raises, `steps` larger than there are.
+    Warns where the recordings name different reference returns and `reference` is not given.
+    """
+    joined = join([read(source, env, env_params, reference) for source in sources])
+    return joined if steps is None else subsample(joined, steps)
 
 
 def write(path: Path, recording: Recording) -> None:
@@ -130,9 +101,12 @@ def write(path: Path, recording: Recording) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(unfinished, "w") as file:
+            arrays = arrays_of(recording)
             for key, field in KEYS.items():
-                value = getattr(recording, field)
-                file.create_dataset(key, data=value, compression="gzip", compression_opts=1)
+                if field in arrays:
+                    file.create_dataset(
+                        key, data=arrays[field], compression="gzip", compression_opts=1
+                    )
             file.attrs.update(recording.info)
         unfinished.replace(path)
     except OSError as error:
@@ -142,18 +116,20 @@ def write(path: Path, recording: Recording) -> None:
 
 
 def blank(env: Any, env_params: Any) -> Recording:
-    """One step of zeros: data of the right shapes for an agent that will act but not learn."""
+    """Two steps: data of the right shapes for an agent that will act but not learn.
+
+    Each is an episode, and their returns differ, which some agents ask of what they learn from.
+    """
     from jaxrl import spaces
 
     shape = env.observation_space(env_params).shape
     space = env.action_space(env_params)
     discrete = spaces.is_discrete(space)
-    action = np.zeros(1, np.int32) if discrete else np.zeros((1, *space.shape), np.float32)
-    obs, flag = np.zeros((1, *shape), np.float32), np.ones(1, bool)
-    return Recording(obs, action, np.zeros(1, np.float32), flag, flag, obs)
+    action = np.zeros(2, np.int32) if discrete else np.zeros((2, *space.shape), np.float32)
+    obs, flag = np.zeros((2, *shape), np.float32), np.ones(2, bool)
+    return Recording(obs, action, np.arange(2, dtype=np.float32), flag, flag, obs)
 
 
-REFERENCES = ("random_return", "expert_return")  # between which scores are normalised
 KEYS = {
     "observations": "obs",
     "actions": "action",
@@ -161,7 +137,11 @@ KEYS = {
     "terminals": "terminated",
     "timeouts": "truncated",
     "next_observations": "next_obs",
+    # Our own:
+    "stopped": "stopped",
+    "log_probs": "log_prob",
 }
+D4RL = [key for key in KEYS if key not in ("stopped", "log_probs")]
 
 
 def _read_hdf5(path: Path, limit: int | None) -> Recording:
@@ -177,7 +157,7 @@ def _read_hdf5(path: Path, limit: int | None) -> Recording:
         raise ValueError(f"{path}: not a readable HDF5 file ({error})") from None
     for key in ("observations", "actions", "rewards", "terminals"):
         if key not in arrays:
-            raise ValueError(f"{path}: has no {key!r}; D4RL's layout has {', '.join(KEYS)}")
+            raise ValueError(f"{path}: has no {key!r}; D4RL's layout has {', '.join(D4RL)}")
     for key, value in arrays.items():
         if value.dtype.kind not in "fiub":
             raise ValueError(f"{path}: {key!r} holds {value.dtype}, not numbers")
@@ -193,24 +173,30 @@ def _read_hdf5(path: Path, limit: int | None) -> Recording:
         if key in info and not isinstance(info[key], int | float):
             raise ValueError(f"{path}: its attribute {key!r} is {info[key]!r}, not a number")
     obs = _number(arrays["observations"])
-    terminated = arrays["terminals"].reshape(-1).astype(bool)
+    terminated = _flat(arrays["terminals"], bool)
     if "timeouts" in arrays:
-        truncated = arrays["timeouts"].reshape(-1).astype(bool)
+        truncated = _flat(arrays["timeouts"], bool)
     else:
         truncated = _timeouts(terminated, limit)
+    flagged = truncated
+    if "stopped" in arrays:  # which says more than lengths do
+        flagged, limit = truncated & ~_flat(arrays["stopped"], bool), None
     recording = Recording(
         obs,
         _number(arrays["actions"]),
-        arrays["rewards"].reshape(-1).astype(np.float32),
+        _flat(arrays["rewards"], np.float32),
         terminated,
         truncated,
         _number(arrays["next_observations"]) if "next_observations" in arrays else obs,
         info,
+        log_prob=_flat(arrays["log_probs"], np.float32) if "log_probs" in arrays else None,
     )
-    return _cut(recording) if "next_observations" in arrays else _follow(recording)
+    if "next_observations" in arrays:
+        return _with_stops(_cut(recording), flagged, limit)
+    return _follow(_with_stops(recording, flagged, limit))
 
 
-def _read_minari(name: str) -> Recording:
+def _read_minari(name: str, limit: int | None) -> Recording:
     try:
         import minari
     except ImportError:
@@ -226,22 +212,23 @@ def _read_minari(name: str) -> Recording:
         if not isinstance(episode.observations, np.ndarray):
             raise ValueError(f"minari:{name}: only observations that are one array are supported")
 
-    def join(parts: list[Any]) -> np.ndarray:
+    def rows(parts: list[Any]) -> np.ndarray:
         return np.concatenate([np.asarray(part) for part in parts])
 
-    truncated = [np.array(episode.truncations, bool) for episode in episodes]
-    for episode, cut in zip(episodes, truncated, strict=True):
-        if len(cut) and not (cut[-1] or episode.terminations[-1]):
-            cut[-1] = True  # the recording stopped: the next row belongs to another episode
-    return Recording(
-        _number(join([episode.observations[:-1] for episode in episodes])),
-        _number(join([episode.actions for episode in episodes])),
-        join([episode.rewards for episode in episodes]).astype(np.float32),
-        join([episode.terminations for episode in episodes]).astype(bool),
-        join(truncated),
-        _number(join([episode.observations[1:] for episode in episodes])),
+    flagged = rows([episode.truncations for episode in episodes]).astype(bool)
+    last = np.cumsum([len(episode.rewards) for episode in episodes]) - 1
+    truncated, terminated = flagged.copy(), rows([episode.terminations for episode in episodes])
+    truncated[last] |= ~terminated[last].astype(bool)  # the next row is of another episode
+    recording = Recording(
+        _number(rows([episode.observations[:-1] for episode in episodes])),
+        _number(rows([episode.actions for episode in episodes])),
+        rows([episode.rewards for episode in episodes]).astype(np.float32),
+        terminated.astype(bool),
+        truncated,
+        _number(rows([episode.observations[1:] for episode in episodes])),
         {"env": name} | _references(metadata),
     )
+    return _with_stops(recording, flagged, limit)
 
 
 def _references(metadata: dict[str, Any]) -> dict[str, float]:
@@ -263,6 +250,22 @@ def _timeouts(terminated: np.ndarray, limit: int | None) -> np.ndarray:
     return truncated
 
 
+def _with_stops(recording: Recording, flagged: np.ndarray, limit: int | None) -> Recording:
+    """Mark where the recording alone has stopped an episode.
+
+    Args:
+        flagged: where the data says that an episode was cut (M,).
+        limit: steps after which the environment cuts one; None: where it is flagged.
+    """
+    long_enough = np.zeros(len(recording), bool)
+    if limit is not None:
+        long_enough[recording.last] = recording.episode_lengths >= limit
+    whole = recording.terminated | (flagged if limit is None else long_enough)
+    ended = recording.terminated | recording.truncated
+    ended[-1:] = True
+    return dataclasses.replace(recording, stopped=ended & ~whole)
+
+
 def _cut(recording: Recording) -> Recording:
     """Mark the ends of episodes that no flag tells of: the next step begins elsewhere."""
     if recording.obs.shape != recording.next_obs.shape:
@@ -280,15 +283,10 @@ def _follow(recording: Recording) -> Recording:
     usable[-1] = recording.terminated[-1]
     # An episode whose cut step is left out is cut one step earlier.
     truncated = np.concatenate([~usable[1:], [False]]) & ~recording.terminated
-    return Recording(
-        recording.obs[usable],
-        recording.action[usable],
-        recording.reward[usable],
-        recording.terminated[usable],
-        truncated[usable],
-        next_obs[usable],
-        recording.info,
-    )
+    assert recording.stopped is not None
+    stopped = np.concatenate([recording.stopped[1:], [False]]) & truncated
+    whole = dataclasses.replace(recording, truncated=truncated, next_obs=next_obs, stopped=stopped)
+    return whole.take(usable)
 
 
 def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None:
@@ -305,8 +303,11 @@ def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None
             raise ValueError(
                 f"{source}: {keys[field]!r} are of shape {recorded}, those of {env.name} of {shape}"
             )
-    for field in ("obs", "action", "reward", "next_obs"):
-        values = getattr(recording, field)
+    arrays = arrays_of(recording)
+    for field in ("obs", "action", "reward", "next_obs", "log_prob"):
+        if field not in arrays:
+            continue
+        values = arrays[field]
         bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         if bad.any():
             raise ValueError(f"{source}: {keys[field]!r} at index {bad.argmax()} is not finite")
@@ -323,16 +324,38 @@ def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None
                 f"{source}: 'actions' are of shape {action.shape[1:]}, "
                 f"those of {env.name} of {space.shape}"
             )
-        low, high = _box(space)
-        slack = TOLERANCE * (high - low) / 2
-        outside = (action < low - slack) | (action > high + slack)
-        bad = outside.reshape(len(action), -1).any(axis=1)
+        bad = _excess(action, space) > SLACK
         accepted = f"the box of {env.name}"
     if bad.any():
         i = int(bad.argmax())
         raise ValueError(
             f"{source}: 'actions' at index {i} are {action[i].tolist()}, outside {accepted}"
         )
+
+
+def _clipped(source: str, recording: Recording, space: Any) -> Recording:
+    """The recording with its actions within their box, and a warning where that changes much."""
+    from jaxrl import spaces
+
+    if spaces.is_discrete(space):
+        return recording
+    excess = _excess(recording.action, space)
+    moved = int((excess > ROUNDING).sum())
+    if moved:
+        warnings.warn(
+            f"{source}: {moved} of {len(excess)} actions lie outside their box, by up to "
+            f"{100 * excess.max():.2g} % of a half-width: they are clipped to it",
+            stacklevel=3,
+        )
+    low, high = _box(space)
+    return dataclasses.replace(recording, action=np.clip(recording.action, low, high))
+
+
+def _excess(action: np.ndarray, space: Any) -> np.ndarray:
+    """How far each action (M,) lies outside its box, in half-widths of the worst dimension."""
+    low, high = _box(space)
+    outside = np.maximum(low - action, action - high) / ((high - low) / 2)
+    return np.maximum(outside.reshape(len(action), -1).max(axis=1), 0)
 
 
 def _box(space: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -343,6 +366,11 @@ def _box(space: Any) -> tuple[np.ndarray, np.ndarray]:
 
     bounded = (low > -LARGEST_BOUND) & (high < LARGEST_BOUND)
     return np.where(bounded, low, -1), np.where(bounded, high, 1)
+
+
+def _flat(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """A number for each step (M,)."""
+    return values.reshape(-1).astype(dtype)
 
 
 def _number(values: np.ndarray) -> np.ndarray:

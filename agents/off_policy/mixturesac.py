@@ -56,6 +56,9 @@ class MixtureSAC(Learner):
         "sampled", ("sampled", "marginalised"), "next value: of one component, or of all weighted"
     )
     gumbel_temperature: float = traced(0.5, "(0, inf)", "of the gumbel_softmax estimator")
+    deterministic_action: str = static(
+        "heaviest", ("heaviest", "densest"), "component's mean: greatest weight, greatest density"
+    )
 
     # Networks ---------------------------------------------------------------------------------
 
@@ -67,6 +70,8 @@ class MixtureSAC(Learner):
         why = super().unused()
         if self.estimator != "gumbel_softmax":
             why["gumbel_temperature"] = f"with estimator={self.estimator}"
+        if self.num_components == 1:
+            why["deterministic_action"] = "with one component"
         return why
 
     def make_actor(self) -> Network:
@@ -232,13 +237,16 @@ class MixtureSAC(Learner):
         return self.distribution(learner.actor, obs).sample(key)
 
     def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
-        """The mean of the heaviest component, or a sample of the mixture."""
+        """The mean of a component, as `deterministic_action` says, or a sample of the mixture."""
 
         @memoryless
         def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
             obs = self.normalize(state.obs_moments, obs)
             dist = self.distribution(state.learner.actor, obs)
-            return self.env_action(dist.mode() if deterministic else dist.sample(key))
+            if not deterministic:
+                return self.env_action(dist.sample(key))
+            densest = self.deterministic_action == "densest"
+            return self.env_action(dist.densest_mean() if densest else dist.mode())
 
         return policy
 

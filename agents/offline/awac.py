@@ -1,4 +1,8 @@
-"""AWAC: Accelerating Online RL with Offline Datasets (Nair et al. 2020, arXiv:2006.09359)."""
+"""AWAC: Accelerating Online RL with Offline Datasets (Nair et al. 2020, arXiv:2006.09359).
+
+The paper weighs cloned actions by exp(advantage / temperature), which is clipped here; the released
+code by a softmax of that over the batch (`softmax_weights`).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,17 @@ from jaxrl import spaces
 from jaxrl.agent import Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import Categorical, Normal
-from jaxrl.parts.losses import action_value, td_target, weighted_cloning_loss
+from jaxrl.parts.losses import (
+    action_value,
+    softmax_cloning_loss,
+    td_target,
+    weighted_cloning_loss,
+)
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
 
-LOG_STD_RANGE = (-5.0, 2.0)  # that the policy's log-deviation is clipped to
+LOG_STD_RANGE = (-5.0, 2.0)  # that the policy's log-deviation is kept in
 
 
 class AWACLearner(NamedTuple):
@@ -41,11 +50,18 @@ class AWAC(Learner):
     gamma: float = traced(0.99, "[0, 1]", "discount")
     tau: float = traced(0.005, "(0, 1]", "how far target networks move when they do")
     temperature: float = traced(1 / 3, "(0, inf)", "of the weights exp(advantage / temperature)")
-    max_weight: float = traced(100.0, "(0, inf]", "that weights are clipped to")
+    softmax_weights: bool = static(False, None, "weights that are a softmax over the batch")
+    max_weight: float = traced(100.0, "(0, 1e6]", "that weights are clipped to")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of every network")
 
     # Networks ---------------------------------------------------------------------------------
+
+    def unused(self) -> dict[str, str]:
+        why = super().unused()
+        if self.softmax_weights:
+            why["max_weight"] = "with softmax_weights"
+        return why
 
     def make_network(self, outputs: int, obs_ndim: int, output_scale: float = 1.0) -> Network:
         return Network(
@@ -72,8 +88,7 @@ class AWAC(Learner):
         output = self.make_actor().apply(actor["net"], obs)
         if self.discrete:
             return Categorical(output)
-        log_std = jnp.clip(actor["log_std"], *LOG_STD_RANGE)
-        return Normal(jnp.tanh(output), jnp.broadcast_to(log_std, output.shape))
+        return Normal(jnp.tanh(output), jnp.broadcast_to(actor["log_std"], output.shape))
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B) of actions as they are recorded."""
@@ -138,7 +153,10 @@ class AWAC(Learner):
 
         def actor_loss(actor):
             log_prob = self.distribution(actor, batch.obs).log_prob(batch.action)
-            return weighted_cloning_loss(log_prob, advantage / self.temperature, self.max_weight)
+            log_weight = advantage / self.temperature
+            if self.softmax_weights:
+                return softmax_cloning_loss(log_prob, log_weight)
+            return weighted_cloning_loss(log_prob, log_weight, self.max_weight)
 
         actor, actor_opt, actor_loss_value, weight = descend(
             self.optimizer(), actor_loss, learner.actor, learner.actor_opt
@@ -150,7 +168,7 @@ class AWAC(Learner):
             "weight": weight,
         }
         return AWACLearner(
-            actor=actor,
+            actor=bounded(actor),
             critics=critics,
             target_critics=polyak(learner.target_critics, critics, self.tau),
             actor_opt=actor_opt,
@@ -168,3 +186,13 @@ class AWAC(Learner):
             return self.env_action(dist.mode() if deterministic else dist.sample(key))
 
         return policy
+
+
+def bounded(actor: dict[str, Any]) -> dict[str, Any]:
+    """The actor with its log-deviation, if it has one, within its range.
+
+    Kept there after each step: a clip in the loss has no gradient, and no way back.
+    """
+    if "log_std" not in actor:
+        return actor
+    return actor | {"log_std": jnp.clip(actor["log_std"], *LOG_STD_RANGE)}

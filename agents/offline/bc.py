@@ -31,6 +31,7 @@ class BC(Learner):
     """
 
     offline_only: ClassVar[bool] = True
+    takes_rewards: ClassVar[bool] = False  # `best` ranks episodes by rewards as recorded
 
     num_updates: int = static(100, "[1, inf)", "gradient steps per iteration")
     learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size")

@@ -6,6 +6,12 @@ whole, `cql_alpha` is twice ours); targets hold no entropy; the sampled log-sum-
 importance-weighted; its gap is taken for each critic on its own. As in those codes the log-sum-exp
 sums over samples and does not average: it is log(3 num_actions), 3.40, above that of the integral,
 which `target_gap` and the metric `gap` include, and no gradient sees.
+
+The authors' code also differs in what follows. With `lagrange` it multiplies the gap by its weight
+(`min_q_weight`, our `cql_alpha`) before it subtracts the target; here the target is of the gap
+itself. On D4RL's MuJoCo sets its actor clones the data for the first 40,000 gradient steps
+(`policy_eval_start`); here `bc_steps` is 0. It has three hidden layers of 256, here there are two.
+The step sizes are its own: 1e-4 for the actor, 3e-4 for the critics.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch, valid_mean
 
 LOG_STD_RANGE = (-5.0, 2.0)  # that the policy's log-deviation is clipped to
-MAX_FACTOR = 1e6  # on cql_alpha
+LOG_FACTOR_RANGE = (-math.log(1e6), math.log(1e6))  # that the factor on cql_alpha stays in
 EDGE = 1 - 1e-5  # of cloned actions: where the log-density of tanh is still finite
 
 
@@ -170,7 +176,7 @@ class CQL(Learner):
         """Bellman error, plus Q where the policy might go minus Q of the data (eq. 4)."""
         target = self.bellman_target(learner, batch, key)
         actions, log_density = self.proposals(learner, batch, jax.random.fold_in(key, 1))
-        factor = jnp.clip(jnp.exp(learner.log_factor), 0, MAX_FACTOR)
+        factor = jnp.exp(learner.log_factor)
 
         def critic_loss(critics):
             q = self.q_values(critics, batch.obs, batch.action)
@@ -187,22 +193,12 @@ class CQL(Learner):
             self.optimizer(), critic_loss, learner.critics, learner.critic_opt
         )
 
-        # The factor, up while the critics' mean gap is above its target.
-        def factor_loss(log_factor):
-            factor = jnp.clip(jnp.exp(log_factor), 0, MAX_FACTOR)
-            return -factor * self.cql_alpha * (gap - self.target_gap).mean(), ()
-
-        log_factor, factor_opt = learner.log_factor, learner.factor_opt
         if self.lagrange:
-            log_factor, factor_opt, _, _ = descend(
-                self.optimizer(), factor_loss, log_factor, factor_opt
-            )
+            learner = self.factor_step(learner, gap)
         learner = learner._replace(
             critics=critics,
             target_critics=polyak(learner.target_critics, critics, self.tau),
-            log_factor=log_factor,
             critic_opt=critic_opt,
-            factor_opt=factor_opt,
         )
         return learner, {
             "critic_loss": critic_loss_value,
@@ -211,6 +207,20 @@ class CQL(Learner):
             "gap": gap.mean(),
             "cql_factor": factor,
         }
+
+    def factor_step(self, learner: CQLLearner, gap: jax.Array) -> CQLLearner:
+        """The factor, up while the critics' mean gap (of each, (2,)) is above its target."""
+
+        def factor_loss(log_factor):
+            excess = (gap - self.target_gap).mean()
+            return -jnp.exp(log_factor) * self.cql_alpha * excess, ()
+
+        log_factor, factor_opt, _, _ = descend(
+            self.optimizer(), factor_loss, learner.log_factor, learner.factor_opt
+        )
+        # Kept in its range here: a clip in the loss has no gradient, and no way back.
+        log_factor = jnp.clip(log_factor, *LOG_FACTOR_RANGE)
+        return learner._replace(log_factor=log_factor, factor_opt=factor_opt)
 
     def bellman_target(self, learner: CQLLearner, batch: Batch, key: jax.Array) -> jax.Array:
         """r + gamma (1 - terminated) V(s') (B,), V of one action or of the best of several."""

@@ -34,6 +34,7 @@ class FQE(Learner):
     """
 
     offline_only: ClassVar[bool] = True
+    takes_rewards: ClassVar[bool] = False  # as they are: values are the policy's own
 
     target: Policy | Callable[[jax.Array, jax.Array], jax.Array] | None = dataclasses.field(
         default=None, metadata={"static": True}

@@ -1,4 +1,10 @@
-"""IQL: Offline RL with Implicit Q-Learning (Kostrikov et al. 2021, arXiv:2110.06169)."""
+"""IQL: Offline RL with Implicit Q-Learning (Kostrikov et al. 2021, arXiv:2110.06169).
+
+As in the released code the actor's step size decays to 0 over the run by half a cosine. That code
+also prepares rewards: returns of MuJoCo sets are scaled to span 1,000 (`span_returns=True`), and
+AntMaze's rewards are lowered by 1 (`reward_shift=-1`). On Adroit and kitchen sets its actor has a
+dropout of 0.1 (`actor_dropout`).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +24,7 @@ from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
 
-LOG_STD_RANGE = (-5.0, 2.0)  # that the policy's log-deviation is clipped to
+LOG_STD_RANGE = (-5.0, 2.0)  # that the policy's log-deviation is kept in
 
 
 class IQLLearner(NamedTuple):
@@ -46,25 +52,32 @@ class IQL(Learner):
     tau: float = traced(0.005, "(0, 1]", "how far target networks move when they do")
     expectile: float = traced(0.7, "(0, 1)", "of Q that V is fitted to (0.9 for mazes)")
     beta: float = traced(3.0, "[0, inf)", "inverse temperature of the weights (10 for mazes)")
-    max_weight: float = traced(100.0, "(0, inf]", "that weights are clipped to")
+    max_weight: float = traced(100.0, "(0, 1e6]", "that weights are clipped to")
+    cosine_decay: bool = static(True, None, "of the actor's step size, to 0 at the end of the run")
+    actor_dropout: float = static(0.0, "[0, 1)", "in the actor's loss (0.1 for Adroit, kitchen)")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of every network")
 
     # Networks ---------------------------------------------------------------------------------
 
-    def make_network(self, outputs: int, obs_ndim: int, output_scale: float = 1.0) -> Network:
+    def make_network(self, outputs: int, obs_ndim: int) -> Network:
         return Network(
             outputs=outputs,
             obs_ndim=obs_ndim,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
-            output_scale=output_scale,
         )
 
     def make_actor(self) -> Network:
         """From an observation to logits, or to a mean before the tanh that bounds it."""
-        size = spaces.action_size(self.action_space)
-        return self.make_network(size, len(self.obs_shape), output_scale=0.01)
+        return Network(
+            outputs=spaces.action_size(self.action_space),
+            obs_ndim=len(self.obs_shape),
+            hidden_sizes=self.hidden_sizes,
+            activation="relu",
+            output_scale=0.01,
+            dropout=self.actor_dropout,
+        )
 
     def make_critic(self) -> Network:
         """Q of every action where they are discrete, else of an observation and an action."""
@@ -75,13 +88,17 @@ class IQL(Learner):
     def make_value(self) -> Network:
         return self.make_network(1, len(self.obs_shape))
 
-    def distribution(self, actor: Any, obs: jax.Array) -> Normal | Categorical:
-        """The policy at (normalised) observations."""
-        output = self.make_actor().apply(actor["net"], obs)
+    def distribution(
+        self, actor: Any, obs: jax.Array, dropout_key: jax.Array | None = None
+    ) -> Normal | Categorical:
+        """The policy at (normalised) observations, with dropout where it has a key for that."""
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        output = self.make_actor().apply(
+            actor["net"], obs, training=dropout_key is not None, rngs=rngs
+        )
         if self.discrete:
             return Categorical(output)
-        log_std = jnp.clip(actor["log_std"], *LOG_STD_RANGE)
-        return Normal(jnp.tanh(output), jnp.broadcast_to(log_std, output.shape))
+        return Normal(jnp.tanh(output), jnp.broadcast_to(actor["log_std"], output.shape))
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B) of actions as they are recorded."""
@@ -97,6 +114,13 @@ class IQL(Learner):
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)
+
+    def actor_optimizer(self, n: jax.Array | int) -> optax.GradientTransformation:
+        """Of gradient step n."""
+        if not self.cosine_decay:
+            return self.optimizer()
+        gradient_steps = self.num_iterations * self.num_updates
+        return optax.adam(optax.cosine_decay_schedule(self.learning_rate, gradient_steps)(n))
 
     # Init -------------------------------------------------------------------------------------
 
@@ -114,7 +138,7 @@ class IQL(Learner):
             critics=critics,
             target_critics=copy_of(critics),
             value=value,
-            actor_opt=self.optimizer().init(actor),
+            actor_opt=self.actor_optimizer(0).init(actor),
             critic_opt=self.optimizer().init(critics),
             value_opt=self.optimizer().init(value),
         )
@@ -151,11 +175,12 @@ class IQL(Learner):
 
         # Actor, cloning with weights exp(beta (Q' - V)) (eq. 7).
         def actor_loss(actor):
-            log_prob = self.distribution(actor, batch.obs).log_prob(batch.action)
+            dist = self.distribution(actor, batch.obs, key)
+            log_prob = dist.log_prob(batch.action)
             return weighted_cloning_loss(log_prob, self.beta * (q - v), self.max_weight)
 
         actor, actor_opt, actor_loss_value, weight = descend(
-            optimizer, actor_loss, learner.actor, learner.actor_opt
+            self.actor_optimizer(n), actor_loss, learner.actor, learner.actor_opt
         )
         metrics = {
             "critic_loss": critic_loss_value,
@@ -165,7 +190,7 @@ class IQL(Learner):
             "value_loss": value_loss_value,
         }
         return IQLLearner(
-            actor=actor,
+            actor=bounded(actor),
             critics=critics,
             target_critics=polyak(learner.target_critics, critics, self.tau),
             value=value,
@@ -185,3 +210,13 @@ class IQL(Learner):
             return self.env_action(dist.mode() if deterministic else dist.sample(key))
 
         return policy
+
+
+def bounded(actor: dict[str, Any]) -> dict[str, Any]:
+    """The actor with its log-deviation, if it has one, within its range.
+
+    Kept there after each step: a clip in the loss has no gradient, and no way back.
+    """
+    if "log_std" not in actor:
+        return actor
+    return actor | {"log_std": jnp.clip(actor["log_std"], *LOG_STD_RANGE)}

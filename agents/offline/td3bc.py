@@ -36,7 +36,7 @@ class TD3BC(Learner):
     offline_only: ClassVar[bool] = True
 
     num_updates: int = static(100, "[1, inf)", "gradient steps per iteration")
-    normalize_observations: bool = static(True, None, "by mean and std, clipped to +-10")
+    normalize_observations: bool = static(True, None, "by mean and std + 0.001 of the data")
     learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size, of all networks")
     gamma: float = traced(0.99, "[0, 1]", "discount")
     tau: float = traced(0.005, "(0, 1]", "how far target networks move when they do")

@@ -18,6 +18,7 @@ import numpy as np
 import agents
 import envs_jax
 from envs_jax import datasets
+from envs_jax.datasets import Recording
 from experiments.command import parse
 from experiments.runs import recipes
 from experiments.runs.experiment import Experiment, build
@@ -38,7 +39,8 @@ class Request:
         seeds: of each setting.
         steps: in total per member; None: the recipe's, else the agent's default.
         random: draw this many settings from the ranges instead of taking the grid.
-        data: recorded steps to learn from, as `envs_jax.datasets.read` takes them.
+        data: recorded steps to learn from, as `envs_jax.datasets.read_all` takes them.
+        data_steps: about how many of them, in episodes drawn at random; None: all.
         reference: returns between which their scores are normalised, likewise.
         evaluations: during training; None: none, but EVALUATIONS of a run on recorded data.
         episodes: of the final evaluation, per member.
@@ -52,7 +54,8 @@ class Request:
     steps: int | None = None
     sweep: bool = False
     random: int | None = None
-    data: str | None = None
+    data: Sequence[str] = ()
+    data_steps: int | None = None
     reference: tuple[float, float] | None = None
     evaluations: int | None = None
     episodes: int | None = None
@@ -71,7 +74,8 @@ def request_of(args: argparse.Namespace) -> Request:
         steps=args.steps,
         sweep=args.command == "sweep",
         random=given.get("random"),
-        data=given.get("data"),
+        data=given.get("data") or (),
+        data_steps=given.get("data_steps"),
         reference=given.get("reference"),
         evaluations=given.get("evaluations"),
         episodes=given.get("episodes"),
@@ -94,11 +98,8 @@ def assemble(request: Request) -> Experiment:
     settings = settings_of({k: v for k, v in values.items() if k not in fixed}, types, request)
 
     given: dict[str, Any] = {"record": request.record}
-    recording = None
-    if request.data is not None:
-        if "data" not in {field.name for field in dataclasses.fields(cls)}:
-            raise ValueError(f"--data {request.data}: {cls.name} does not learn from recorded data")
-        recording = datasets.read(request.data, env, env_params, request.reference)
+    recording = recording_of(request, cls, env, env_params)
+    if recording is not None:
         given["data"] = recording.dataset(env, env_params)
     if recipe:
         given |= recipe_values(recipe, cls, env, env_params, {**given, **fixed, **settings[0]})
@@ -113,12 +114,24 @@ def assemble(request: Request) -> Experiment:
         evaluations=request.evaluations or default_evaluations,
         episodes=request.episodes or EPISODES,
         recipe=recipe,
-        data=None if request.data is None else absolute(request.data),
+        data=[absolute(source) for source in request.data],
+        data_steps=request.data_steps,
         reference=request.reference,
         recording=recording,
     )
     assert experiment.agents  # which checks every setting
     return experiment
+
+
+def recording_of(request: Request, cls: Any, env: Any, env_params: Any) -> Recording | None:
+    """What the request's agent learns from, where it names recorded data."""
+    if not request.data:
+        if request.data_steps is not None:
+            raise ValueError(f"--data-steps {request.data_steps} has no effect without --data")
+        return None
+    if "data" not in {field.name for field in dataclasses.fields(cls)}:
+        raise ValueError(f"--data {request.data[0]}: {cls.name} does not learn from recorded data")
+    return datasets.read_all(request.data, env, env_params, request.reference, request.data_steps)
 
 
 def absolute(data: str) -> str:

@@ -48,6 +48,7 @@ def check_resume(args: argparse.Namespace) -> None:
     given = [word for word in (args.agent, args.env, *args.settings) if word is not None]
     for name in (
         "data",
+        "data_steps",
         "reference",
         "evaluations",
         "out",
@@ -58,7 +59,7 @@ def check_resume(args: argparse.Namespace) -> None:
         "random",
     ):
         if getattr(args, name, None) is not None:
-            given.append(f"--{name}")
+            given.append(f"--{name.replace('_', '-')}")
     if given:
         raise ValueError(
             f"{' '.join(given)}: --resume goes on with the settings that {args.resume} has; "
@@ -103,7 +104,15 @@ def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
     add(
         "--data",
         metavar="FILE",
-        help="learn from recorded steps: an HDF5 file in D4RL's layout, or minari:ID",
+        action="append",
+        help="learn from recorded steps: an HDF5 file in D4RL's layout, or minari:ID; may be "
+        "repeated, to learn from several",
+    )
+    add(
+        "--data-steps",
+        metavar="N",
+        type=positive,
+        help="learn from episodes drawn at random that hold about N recorded steps (default: all)",
     )
     add(
         "--reference",

@@ -24,7 +24,7 @@ from jax import lax
 
 import jaxrl
 from envs_jax import datasets
-from envs_jax.datasets import Recording
+from envs_jax.datasets import Recording, join
 from experiments.runs.experiment import Experiment
 from jaxrl import spaces
 from jaxrl.agent import Tag, derive
@@ -62,8 +62,7 @@ def collect(
 
     random = steps_of(None, size, 1000)
     expert = steps_of(states[best], size, 1001)
-    limit = limit_of(agent.env_params)
-    low, high = (whole_returns(x, limit).mean() for x in (random, expert))
+    low, high = (x.whole_returns.mean() for x in (random, expert))
     middle = int(np.argmin(np.abs(returns[: best + 1] - (low + (high - low) / 3))))
     medium = steps_of(states[middle], size, 1002)
     past = [None, *states[: middle + 1]]
@@ -127,12 +126,21 @@ def record(agent: Any, state: Any, key: jax.Array, size: int) -> Recording:
         if name not in ("extras", "info")
     }
     last = np.arange(pieces * ROLLOUT - 1, num_envs * pieces * ROLLOUT, pieces * ROLLOUT)
-    flat["truncated"] = flat["truncated"].copy()
-    flat["truncated"][last] = True  # the recording stops, the episode would not have
-    flat["truncated"][size - 1] = True
+    stopped = np.zeros(size, bool)
+    stopped[last[last < size]] = True
+    stopped[size - 1] = True
     names = ("obs", "action", "reward", "terminated", "truncated", "final_obs")
     obs, action, reward, terminated, truncated, next_obs = (flat[name][:size] for name in names)
-    return Recording(obs, action, reward, terminated, truncated & ~terminated, next_obs, {})
+    stopped &= ~(terminated | truncated)
+    return Recording(
+        obs,
+        action,
+        reward,
+        terminated,
+        (truncated | stopped) & ~terminated,
+        next_obs,
+        stopped=stopped,
+    )
 
 
 @partial(jax.jit, static_argnames=("pieces", "num_envs"))
@@ -164,39 +172,6 @@ def uniform(space: Any, key: jax.Array, num: int) -> jax.Array:
     return spaces.to_box(space, jax.random.uniform(key, (num, size), minval=-1, maxval=1))
 
 
-def whole_returns(recording: Recording, limit: int | None) -> np.ndarray:
-    """Returns of the episodes that ended by themselves or at the time limit; of all, if none did.
-
-    Others were under way when the recording stopped.
-    """
-    lengths = np.bincount(recording.episode)
-    whole = recording.terminated[np.cumsum(lengths) - 1] | (lengths == limit)
-    returns = recording.episode_returns
-    return returns[whole] if whole.any() else returns
-
-
-def limit_of(env_params: Any) -> int | None:
-    """The environment's time limit, where it has one."""
-    limit = getattr(env_params, "max_steps_in_episode", None)
-    return None if limit is None else int(limit)
-
-
-def join(recordings: list[Recording]) -> Recording:
-    """Recordings one after the other."""
-
-    def whole(field: str) -> np.ndarray:
-        return np.concatenate([getattr(recording, field) for recording in recordings])
-
-    return Recording(
-        whole("obs"),
-        whole("action"),
-        whole("reward"),
-        whole("terminated"),
-        whole("truncated"),
-        whole("next_obs"),
-    )
-
-
 def check_folder(out: Path, env_id: str) -> None:
     """Raise ValueError where `write` would overwrite something or cannot write."""
     for kind in KINDS:
@@ -212,12 +187,11 @@ def check_folder(out: Path, env_id: str) -> None:
 
 def write(recordings: dict[str, Recording], out: Path, experiment: Experiment) -> list[Written]:
     """Write a file for each kind of recording."""
-    limit = limit_of(experiment.agent.env_params)
     files = []
     for kind, recording in recordings.items():
         path = path_of(out, experiment.env_id, kind)
         datasets.write(path, recording)
-        returns = whole_returns(recording, limit)
+        returns = recording.whole_returns
         score = recording.score(returns.mean())
         shown = None if score is None else float(score)
         files.append(Written(kind, path, len(recording), returns, shown))

@@ -58,7 +58,8 @@ def of_experiment(experiment: Experiment, command: str) -> Config:
         "settings": experiment.settings,
         "seeds": experiment.seeds,
         "unit": experiment.unit,
-        "data": experiment.data,
+        "data": list(experiment.data),
+        "data_steps": experiment.data_steps,
         "reference": experiment.reference,
         "evaluations": experiment.evaluations,
         "episodes": experiment.episodes,
@@ -82,7 +83,9 @@ def checked(config: Config, folder: Path) -> Config:
             f"this version reads up to {FORMAT})"
         )
     unit = "gradient steps" if config.get("data") else "environment steps"
-    return {"record": [], "unit": unit, **config}
+    data = config.get("data") or []
+    several = {"data": [data] if isinstance(data, str) else data}  # older folders have a word
+    return {"record": [], "unit": unit, "data_steps": None, **config, **several}
 
 
 def with_steps(config: Config, steps: int, folder: Path) -> Config:
@@ -106,9 +109,11 @@ def experiment_of(config: Config) -> Experiment:
     cls: Any = agents.get(config["agent"])
     env, env_params = envs_jax.make(config["env"], **config["env_options"])
     values, recording = dict(config["hyperparameters"]), None
-    if config["data"] is not None:
+    if config["data"]:
         reference = config.get("reference")  # older folders have none
-        recording = datasets.read(config["data"], env, env_params, reference)
+        recording = datasets.read_all(
+            config["data"], env, env_params, reference, config["data_steps"]
+        )
         values["data"] = recording.dataset(env, env_params)
     return Experiment(
         agent_name=config["agent"],
@@ -120,6 +125,7 @@ def experiment_of(config: Config) -> Experiment:
         evaluations=config["evaluations"],
         episodes=config["episodes"],
         data=config["data"],
+        data_steps=config["data_steps"],
         reference=config.get("reference"),
         recording=recording,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,8 @@ class Experiment:
     evaluations: int = 0  # during training
     episodes: int = 64  # per member, of the final evaluation
     recipe: Recipe | None = None
-    data: str | None = None  # file or name that the agent learns from
+    data: Sequence[str] = ()  # files or names that the agent learns from
+    data_steps: int | None = None  # about how many of their steps; None: all
     reference: tuple[float, float] | None = None  # returns that its scores are normalised between
     recording: Recording | None = None  # what it holds
 

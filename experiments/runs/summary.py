@@ -63,7 +63,7 @@ def summarise(
     overall = _mean(values["return"])
     return {
         "unit": experiment.unit,
-        "data": experiment.data,
+        "data": list(experiment.data),
         "final_return_mean": overall["mean"],
         "final_return_ci95": overall["ci95"],
         "episodes_per_member": evaluation.returns.shape[1],

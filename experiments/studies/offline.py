@@ -209,10 +209,12 @@ def collect(env_id: str, settings: Mapping[str, Any], work: Path) -> dict[str, R
 
 
 def describe(recordings: Mapping[str, Recording]) -> dict[str, Any]:
-    """The cell of a collection: the mean score of each set, and what scores are normalised by."""
+    """The cell of a collection: the mean score of each set's whole episodes, and what scores are
+    normalised by.
+    """
     info = recordings["random"].info
     scores = {
-        kind: [float(np.asarray(recording.score(recording.episode_returns)).mean())]
+        kind: [float(np.asarray(recording.score(recording.whole_returns)).mean())]
         for kind, recording in recordings.items()
     }
     ends = {name: [float(info[name])] for name in ("random_return", "expert_return")}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrl.agent import Agent, Hyperparameter, Tag, derive, shared, static
+from jaxrl.agent import Agent, Hyperparameter, Tag, derive, shared, static, traced
 from jaxrl.loops.sources import Collected, CollectedState, Mixed, Recorded, Source
 from jaxrl.parts.normalize import RunningMoments
 from jaxrl.parts.optimize import mean_over_steps
@@ -17,6 +17,8 @@ from jaxrl.parts.rollout import Actors
 
 MOST_STEPS = 2**31 - 1  # that a gradient step's number, of 32 bits, can count
 COLLECTING = ("num_envs", "num_steps", "buffer_size", "lean_buffer", "learning_starts")
+REWARDS = ("reward_shift", "span_returns")
+SPAN = 1000.0  # of returns, with span_returns
 
 
 class LearnerState(NamedTuple):
@@ -37,10 +39,14 @@ class Learner(Agent):
     Given a dataset it learns from that and collects nothing; `total_steps` are then gradient steps.
     With `data_share` below 1 it does both, and each batch is drawn from both.
 
+    Rewards are learnt from as (r + `reward_shift`) x 1000 / (highest - lowest return), the latter
+    with `span_returns`, before whatever the algorithm makes of them.
+
     A subclass implements `init_learner`, `update`, `policy`, and `explore` where it can collect.
     """
 
     offline_only: ClassVar[bool] = False  # a subclass that learns from recorded data alone
+    takes_rewards: ClassVar[bool] = True  # False where they are not learnt from, or not changed
 
     data: Dataset | None = shared()
     data_share: float = static(
@@ -48,7 +54,15 @@ class Learner(Agent):
     )
     num_updates: int = static(8, "[1, inf)", "gradient steps per iteration")
     batch_size: int = static(256, "[1, inf)", "steps that each gradient step samples")
-    normalize_observations: bool = static(False, None, "by mean and std, clipped to +-10")
+    normalize_observations: bool = static(
+        False,
+        None,
+        "by mean and std, clipped to +-10; with recorded data by std + 0.001, unclipped",
+    )
+    reward_shift: float = traced(0.0, "(-inf, inf)", "added to rewards first (-1 for AntMaze)")
+    span_returns: bool = static(
+        False, None, "scale rewards so that returns of recorded whole episodes span 1000"
+    )
     num_envs: int = static(8, "[1, inf)", "environments stepped in parallel")
     num_steps: int = static(1, "[1, inf)", "steps per environment and iteration")
     buffer_size: int = static(100_000, "[1, inf)", "environment steps that the replay holds")
@@ -78,15 +92,18 @@ class Learner(Agent):
     @classmethod
     def hyperparameters(cls) -> list[Hyperparameter]:
         without = (*COLLECTING, "data_share") if cls.offline_only else ()
+        if not cls.takes_rewards:
+            without = (*without, *REWARDS)
         return [h for h in super().hyperparameters() if h.name not in without]
 
     def unused(self) -> dict[str, str]:
         if self.data is None:
-            return {"data_share": "without recorded data"}
+            return dict.fromkeys(("data_share", "span_returns"), "without recorded data")
+        why = {} if self.takes_rewards else dict.fromkeys(REWARDS, f"on {self.name}")
         if self.collects:
-            return {}
+            return why
         names = (*COLLECTING, "data_share") if self.offline_only else COLLECTING
-        return dict.fromkeys(names, "with recorded data alone")
+        return why | dict.fromkeys(names, "with recorded data alone")
 
     def check(self) -> None:
         super().check()
@@ -100,6 +117,18 @@ class Learner(Agent):
             )
         if self.collects:
             self._check_collecting()
+        if self.span_returns and self.data is not None:
+            self._check_returns(self.data)
+
+    def _check_returns(self, data: Dataset) -> None:
+        if isinstance(data.return_range, jax.core.Tracer):
+            return  # inside of a program, whose agent was checked when it was made
+        low, high = (float(x) for x in data.return_range)
+        if low == high:
+            raise ValueError(
+                f"{self.name}: span_returns=True needs recorded episodes whose returns differ, "
+                f"but all are {low:g}"
+            )
 
     def _check_collecting(self) -> None:
         if self.num_rows < self.num_steps + 1:
@@ -188,6 +217,7 @@ class Learner(Agent):
             batch = batch._replace(
                 obs=self.normalize(moments, batch.obs),
                 next_obs=self.normalize(moments, batch.next_obs),
+                reward=self.prepare(batch.reward),
             )
             return self.update(learner, batch, update_key, t * self.num_updates + i)
 
@@ -201,7 +231,20 @@ class Learner(Agent):
     def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
         """Observations as networks take them."""
         obs = self.encode(obs)
-        return moments.normalize(obs) if self.normalize_observations else obs
+        if not self.normalize_observations:
+            return obs
+        return moments.normalize(obs) if self.data is None else moments.standardize(obs)
+
+    def prepare(self, reward: jax.Array) -> jax.Array:
+        """Rewards as the algorithm takes them."""
+        if not self.takes_rewards:
+            return reward
+        reward = reward + self.reward_shift
+        if not self.span_returns:
+            return reward
+        assert self.data is not None
+        low, high = self.data.return_range
+        return reward * (SPAN / (high - low))
 
     # What the engine asks for -----------------------------------------------------------------
 

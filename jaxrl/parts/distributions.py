@@ -136,11 +136,14 @@ class TanhMixture(NamedTuple):
         """One sample of each component before tanh, (..., K, D)."""
         return Normal(self.mean, self.log_std).sample(key)
 
+    def unsquashed_log_prob(self, u: jax.Array) -> jax.Array:
+        """Log-density of the whole mixture before tanh, at u (..., D)."""
+        components = Normal(self.mean, self.log_std).log_prob(u[..., None, :])
+        return jax.nn.logsumexp(jax.nn.log_softmax(self.logits) + components, axis=-1)
+
     def pre_tanh_log_prob(self, u: jax.Array) -> jax.Array:
         """Log-density at a = tanh(u) of the whole mixture, for u (..., D)."""
-        components = Normal(self.mean, self.log_std).log_prob(u[..., None, :])
-        mixed = jax.nn.logsumexp(jax.nn.log_softmax(self.logits) + components, axis=-1)
-        return mixed - jnp.sum(_log_tanh_slope(u), axis=-1)
+        return self.unsquashed_log_prob(u) - jnp.sum(_log_tanh_slope(u), axis=-1)
 
     def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A sample (..., D) and its log-probability under the whole mixture."""
@@ -159,6 +162,20 @@ class TanhMixture(NamedTuple):
     def mode(self) -> jax.Array:
         """tanh of the mean of the heaviest component."""
         return jnp.tanh(take_component(self.mean, self.logits.argmax(axis=-1)))
+
+    def densest_mean(self) -> jax.Array:
+        """tanh of the component's mean at which the mixture is densest.
+
+        Density is taken before tanh, as in `mode` and in that of `TanhNormal`: after it, density
+        piles up at the edges of the box, and a wide component would win by its tails.
+
+        >>> mean, log_std = jnp.array([[-1.0], [1.0]]), jnp.array([[-3.0], [0.0]])
+        >>> TanhMixture(jnp.array([0.0, 1.0]), mean, log_std).densest_mean().tolist()
+        [-0.762]
+        """
+        means = jnp.moveaxis(self.mean, -2, 0)
+        density = jax.vmap(self.unsquashed_log_prob)(means)
+        return jnp.tanh(take_component(self.mean, density.argmax(axis=0)))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         edge = 1 - jnp.finfo(action.dtype).eps

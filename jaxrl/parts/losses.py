@@ -86,3 +86,17 @@ def weighted_cloning_loss(
     """
     weight = lax.stop_gradient(jnp.minimum(jnp.exp(log_weight), max_weight))
     return -(weight * log_prob).mean(), weight.mean()
+
+
+def softmax_cloning_loss(log_prob: jax.Array, log_weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """-E[w log pi(a|s)] with w = B softmax(log_weight) over the batch; and the largest weight.
+
+    AWAC's step as its released code has it: weights of mean 1, whatever the advantages' offset. No
+    gradient flows into them.
+
+    >>> log_prob, log_weight = jnp.array([-1.0, -2.0]), jnp.log(jnp.array([1.0, 3.0]))
+    >>> [float(x) for x in softmax_cloning_loss(log_prob, log_weight)]
+    [1.75, 1.5]
+    """
+    weight = lax.stop_gradient(len(log_weight) * jax.nn.softmax(log_weight))
+    return -(weight * log_prob).mean(), weight.max()

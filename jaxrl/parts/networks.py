@@ -28,6 +28,8 @@ class Network(nn.Module):
         residual_blocks: multi-skip residual blocks on the last hidden width (Park 2026):
             h <- ReLU(h + LN(W2 ReLU(LN(W1 h)))) + g, where g is the body's input.
         output_scale: gain of the head's orthogonal weights.
+        dropout: share of each hidden layer's outputs that are set to 0, and the others scaled up
+            for it, while `training`, by the key `rngs={"dropout": key}` (Srivastava et al. 2014).
 
     >>> network = Network(outputs=2, obs_ndim=1, hidden_sizes=(8,))
     >>> init = network.init_with_output  # (the output, the parameters)
@@ -43,9 +45,10 @@ class Network(nn.Module):
     layer_norm: bool = False
     residual_blocks: int = 0
     output_scale: float = 1.0
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> jax.Array:
+    def __call__(self, obs: jax.Array, training: bool = False) -> jax.Array:
         activation = ACTIVATIONS[self.activation]
 
         def dense(width: int, x: jax.Array) -> jax.Array:
@@ -53,7 +56,8 @@ class Network(nn.Module):
 
         def layer(width: int, x: jax.Array) -> jax.Array:
             x = dense(width, x)
-            return activation(nn.LayerNorm()(x) if self.layer_norm else x)
+            x = activation(nn.LayerNorm()(x) if self.layer_norm else x)
+            return nn.Dropout(self.dropout, deterministic=not training)(x)
 
         x = jnp.asarray(obs, jnp.float32)
         batch = x.shape[: x.ndim - self.obs_ndim]

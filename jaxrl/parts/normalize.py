@@ -44,6 +44,12 @@ class RunningMoments(NamedTuple):
         """(x - mean) / std, clipped to +-`clip`."""
         return jnp.clip((x - self.mean) / jnp.sqrt(self.var + 1e-8), -clip, clip)
 
+    def standardize(self, x: jax.Array, offset: float = 1e-3) -> jax.Array:
+        """(x - mean) / (std + `offset`), unclipped: of what is known from the start, as offline
+        codes have it (Fujimoto & Gu 2021, section 5).
+        """
+        return (x - self.mean) / (jnp.sqrt(self.var) + offset)
+
     def scale(self, x: jax.Array, clip: float = 10.0) -> jax.Array:
         """x / std, clipped to +-`clip`: for rewards, whose sign must stay."""
         return jnp.clip(x / jnp.sqrt(self.var + 1e-8), -clip, clip)

@@ -51,6 +51,7 @@ class Dataset(NamedTuple):
     Attributes:
         action: within [-1, 1] where continuous.
         best_first: indices (M,) of the steps by their episodes' returns, highest first.
+        return_range: the lowest and the highest return of whole episodes (2,).
     """
 
     obs: jax.Array
@@ -60,6 +61,7 @@ class Dataset(NamedTuple):
     truncated: jax.Array
     next_obs: jax.Array
     best_first: jax.Array
+    return_range: jax.Array
 
 
 def create(obs: Any, action: Any, num_rows: int, lean: bool) -> Replay:

@@ -169,6 +169,31 @@ def test_the_lagrange_factor_holds_the_gap_at_its_target():
     assert population.history.metrics["cql_factor"][1, -1] < 0.01
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_factor_comes_back_from_the_edge_of_its_range(side):
+    """At its largest it falls while the gap is below its target; at its smallest it rises again."""
+    agent = cql(lagrange=True, target_gap=5.0, learning_rate=0.5)
+    edge = jnp.float32(side * np.log(1e6))
+    learner = agent.init_learner(KEY, jnp.ones(1))._replace(log_factor=edge)
+    beyond = agent.factor_step(learner, jnp.full(2, 5.0 + side))
+    np.testing.assert_array_equal(beyond.log_factor, edge)
+    back = agent.factor_step(learner, jnp.full(2, 5.0 - side))
+    assert side * (float(back.log_factor) - float(edge)) < -0.4
+
+
+def test_a_factor_that_was_driven_down_comes_up_again():
+    agent = cql(lagrange=True, target_gap=5.0, learning_rate=0.05)
+
+    def move(learner, excess):
+        learner = agent.factor_step(learner, 5.0 + jnp.full(2, excess))
+        return learner, learner.log_factor
+
+    excess = jnp.concatenate([-jnp.ones(50), jnp.ones(200)])
+    _, path = jax.lax.scan(move, agent.init_learner(KEY, jnp.ones(1)), excess)
+    assert path[49] < -1.5
+    assert path[-1] > path[49] + 1
+
+
 @pytest.mark.slow
 def test_the_first_steps_may_clone():
     env = ActionChoice(continuous=True)

@@ -148,6 +148,38 @@ def test_mode_is_that_of_the_heaviest_component():
     assert mixture(-1.0).mode() == pytest.approx(np.tanh(0.9))
 
 
+@pytest.mark.parametrize(
+    ("weights", "log_std"),
+    [([0.4, 0.6], [-3.0, -0.5]), ([0.4, 0.6], [-2.0, -2.0]), ([0.05, 0.95], [-1.0, -1.2])],
+)
+def test_the_densest_mean_is_where_a_fine_grid_has_the_highest_density(weights, log_std):
+    """Before tanh, of components far apart; the heaviest is the wide one in the first case."""
+    mean = jnp.array([[-0.8], [0.9]])
+    dist = TanhMixture(jnp.log(jnp.array(weights)), mean, jnp.array(log_std)[:, None])
+    grid = np.linspace(-3, 3, 20_001)
+    parts = np.exp(-0.5 * ((grid - mean) / np.exp(dist.log_std)) ** 2) / np.exp(dist.log_std)
+    densest = grid[np.argmax(np.asarray(weights) @ parts)]
+    assert dist.densest_mean().item() == pytest.approx(np.tanh(densest), abs=1e-3)
+    batch = jax.tree.map(lambda x: jnp.stack([x, x]), dist)
+    assert batch.densest_mean().shape == (2, 1)
+
+
+def test_the_rule_of_the_deterministic_action():
+    env = ConstantReward(continuous=True)
+    agent = MixtureSAC(env, env.default_params, num_components=2, hidden_sizes=(4,))
+    state, acts = agent.init(KEY), {}
+    net = jax.tree.map(jnp.zeros_like, state.learner.actor)
+    bias = jnp.array([0.0, 1.0, 0.0, 0.0, -4.0, 1.0])  # logits, means, log-deviations
+    net["params"]["Dense_1"]["bias"] = bias.astype(jnp.float32)
+    state = state._replace(learner=state.learner._replace(actor=net))
+    for rule in ("heaviest", "densest"):
+        policy = agent.replace(deterministic_action=rule).policy(state)
+        acts[rule] = policy(jnp.ones(1), KEY).item()
+    assert acts["densest"] < 0 < acts["heaviest"]
+    with pytest.raises(ValueError, match="'densest' has no effect with one component"):
+        agent.replace(num_components=1, deterministic_action="densest")
+
+
 # The estimators ---------------------------------------------------------------------------------
 
 UNBIASED = [

@@ -10,6 +10,7 @@ import pytest
 import envs_jax
 from envs_jax import datasets
 from envs_jax.datasets import Recording
+from envs_jax.recording import arrays_of
 from experiments.command.cli import main
 
 PENDULUM = envs_jax.make("Pendulum-v1")
@@ -48,8 +49,9 @@ def test_what_is_written_is_read(tmp_path):
     first.info.update(env="Pendulum-v1", random_return=-1200.0, expert_return=-150.0, seeds=[0])
     datasets.write(tmp_path / "b.hdf5", first)
     second = read(tmp_path / "b.hdf5")
-    for field in datasets.KEYS.values():
-        np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
+    assert arrays_of(first).keys() == arrays_of(second).keys()
+    for field, values in arrays_of(first).items():
+        np.testing.assert_array_equal(values, getattr(second, field))
     assert second.info == first.info
     assert not list(tmp_path.glob("*.part"))
     np.testing.assert_allclose(second.score([-1200.0, -675.0, -150.0]), [0, 50, 100])
@@ -63,9 +65,64 @@ def test_episodes_and_their_returns():
     np.testing.assert_allclose(recording.episode_returns, expected, rtol=1e-6)
     data = recording.dataset(*PENDULUM)
     np.testing.assert_allclose(data.action, recording.action / 2, atol=1e-6)
-    ranked = recording.episode_returns[recording.episode][np.asarray(data.best_first)]
-    assert (np.diff(ranked) <= 0).all()
+    # The last episode has no end: whatever its return, it comes after the whole ones.
+    np.testing.assert_array_equal(recording.whole, [True, True, False])
+    better = int(np.argmax(expected[:2]))
+    ranked = recording.episode[np.asarray(data.best_first)]
+    lengths = [5, 4, 3]
+    order = [better, 1 - better, 2]
+    np.testing.assert_array_equal(ranked, np.repeat(order, [lengths[i] for i in order]))
     assert sorted(np.asarray(data.best_first)) == list(range(STEPS))
+    np.testing.assert_allclose(data.return_range, np.sort(expected[:2]), rtol=1e-6)
+
+
+def with_limit(path, limit, **changes):
+    env, env_params = PENDULUM
+    file_of(path, **changes)
+    return datasets.read(path, env, env_params.replace(max_steps_in_episode=limit))
+
+
+@pytest.mark.parametrize(
+    ("limit", "changes", "whole"),
+    [
+        (4, {}, [True, True, False]),  # the second episode is cut at the limit
+        (6, {}, [True, False, False]),  # before it
+        (3, {"terminals": np.zeros(STEPS)}, [True, False]),  # after it; under way at the end
+        (4, {"next_observations": None}, [True, True, False]),  # the step at the limit left out
+        (6, {"next_observations": None}, [True, False, False]),
+        (5, {"next_observations": None, "timeouts": None}, [True, True, False]),
+        (6, {"stopped": np.arange(STEPS) == 11}, [True, True, False]),  # the file's own word
+    ],
+)
+def test_an_episode_is_whole_if_it_ended_by_itself_or_at_the_limit(tmp_path, limit, changes, whole):
+    recording = with_limit(tmp_path / "a.hdf5", limit, **changes)
+    np.testing.assert_array_equal(recording.whole, whole)
+    expected = recording.episode_returns[np.asarray(whole)]
+    np.testing.assert_array_equal(recording.whole_returns, expected)
+    datasets.write(tmp_path / "b.hdf5", recording)
+    np.testing.assert_array_equal(datasets.read(tmp_path / "b.hdf5", *PENDULUM).whole, whole)
+
+
+def test_where_no_episode_is_whole_all_count(tmp_path):
+    recording = with_limit(tmp_path / "a.hdf5", 10, terminals=np.zeros(STEPS))
+    assert not recording.whole.any()
+    np.testing.assert_array_equal(recording.whole_returns, recording.episode_returns)
+
+
+@pytest.mark.parametrize(("excess", "warns"), [(5e-5, False), (0.005, True)])
+def test_actions_a_little_outside_are_clipped(tmp_path, excess, warns, recwarn):
+    """In half-widths of the box, which is [-2, 2]: rounding without a word."""
+    action = np.zeros((STEPS, 1), np.float32)
+    action[3], action[7] = 2 + 2 * excess, -2 - 2 * excess
+    recording = read(file_of(tmp_path / "a.hdf5", actions=action))
+    np.testing.assert_array_equal(recording.action[[3, 7], 0], [2, -2])
+    lines = [str(warning.message) for warning in recwarn]
+    assert len(lines) == warns
+    if warns:
+        assert lines[0].endswith(
+            "2 of 12 actions lie outside their box, by up to 0.5 % of a half-width: "
+            "they are clipped to it"
+        )
 
 
 def test_without_successors_cut_steps_are_left_out(tmp_path):
@@ -213,7 +270,7 @@ def test_a_blank_recording_has_the_shapes_of_its_environment():
         blank = datasets.blank(env, env_params)
         datasets._check("blank", blank, env, env_params)
         arrays = jax.tree.leaves(blank.dataset(env, env_params))
-        assert {len(x) for x in arrays} == {1}
+        assert {len(x) for x in arrays} == {2}
 
 
 def test_an_episode_that_ends_unmarked_ends_where_the_next_step_begins_elsewhere(tmp_path):

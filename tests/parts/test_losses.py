@@ -9,6 +9,7 @@ from jaxrl.parts.losses import (
     action_value,
     expectile_loss,
     q_targets,
+    softmax_cloning_loss,
     td_target,
     weighted_cloning_loss,
 )
@@ -74,3 +75,15 @@ def test_weights_of_cloning_are_clipped_and_constant():
     np.testing.assert_array_equal(grads[1], 0)
     assert mean_weight == pytest.approx(weight.mean())
     assert loss(log_prob, log_weight)[0] == pytest.approx(float(-(weight * log_prob).mean()))
+
+
+def test_softmax_weights_are_those_of_a_loop_and_do_not_see_an_offset():
+    rng = np.random.default_rng(0)
+    log_prob, advantage = rng.normal(size=8), 5 * rng.normal(size=8)
+    weight = 8 * np.exp(advantage) / np.exp(advantage).sum()
+    for offset in (0.0, 500.0):  # whose exp overflows
+        loss, largest = softmax_cloning_loss(jnp.asarray(log_prob), jnp.asarray(advantage + offset))
+        np.testing.assert_allclose(loss, -(weight * log_prob).mean(), rtol=1e-4)
+        np.testing.assert_allclose(largest, weight.max(), rtol=1e-4)
+    flow = jax.grad(lambda a: softmax_cloning_loss(jnp.asarray(log_prob), a)[0])(advantage)
+    np.testing.assert_array_equal(flow, np.zeros(8))

@@ -110,3 +110,23 @@ def test_activation_is_the_one_asked_for():
         outputs.append(np.asarray(apply(network, init(network, obs[0]), obs)))
     assert not np.allclose(outputs[0], outputs[1])
     assert not np.allclose(outputs[1], outputs[2])
+
+
+def test_dropout_acts_in_training_alone():
+    """Half of the hidden outputs are 0, the others twice what they were; its key is needed."""
+    network = Network(outputs=1, obs_ndim=1, hidden_sizes=(400,), dropout=0.5)
+    obs = jnp.ones((3, 2))
+    params = network.init(KEY, obs)
+    plain = network.clone(dropout=0.0).apply(params, obs)
+    np.testing.assert_array_equal(network.apply(params, obs), plain)
+    head = params["params"]["Dense_1"]
+    kernel = jnp.ones_like(head["kernel"])
+    params = {"params": params["params"] | {"Dense_1": head | {"kernel": kernel}}}
+    hidden = params["params"] | {"Dense_1": head | {"kernel": jnp.eye(400), "bias": jnp.zeros(400)}}
+    full = network.clone(outputs=400).apply({"params": hidden}, obs)
+    dropped = network.clone(outputs=400).apply(
+        {"params": hidden}, obs, training=True, rngs={"dropout": KEY}
+    )
+    kept = np.asarray(dropped != 0)
+    assert 0.4 < kept.mean() < 0.6
+    np.testing.assert_allclose(np.asarray(dropped)[kept], 2 * np.asarray(full)[kept], rtol=1e-6)

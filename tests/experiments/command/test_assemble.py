@@ -1,12 +1,15 @@
 """From what is asked for to an experiment."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
 from envs_jax import datasets
 from experiments.command import options
 from experiments.command.assemble import Request, assemble, request_of
-from experiments.runs import recipes
+from experiments.runs import config, recipes
 
 
 def test_environment_options_and_parameters():
@@ -68,9 +71,32 @@ def test_a_recipe_leaves_out_what_recorded_data_makes_useless(tmp_path):
     recipe = recipes.find("dqn", "CartPole-v1")
     assert recipe is not None
     assert "num_envs" in recipe.hyperparameters
-    experiment = assemble(Request("dqn", "CartPole-v1", data=str(path), steps=1000))
+    experiment = assemble(Request("dqn", "CartPole-v1", data=[str(path)], steps=1000))
     assert experiment.agent.unit == "gradient steps"
     assert experiment.agent.num_envs == type(experiment.agent).num_envs
-    assert experiment.data == str(path.resolve())
+    assert experiment.data == [str(path.resolve())]
     with pytest.raises(ValueError, match="dqn: num_envs=3 has no effect with recorded data alone"):
-        assemble(Request("dqn", "CartPole-v1", ["num_envs=3"], data=str(path), steps=1000))
+        assemble(Request("dqn", "CartPole-v1", ["num_envs=3"], data=[str(path)], steps=1000))
+
+
+def test_several_files_and_a_part_of_them_are_kept_for_resuming(tmp_path):
+    """A run's configuration reads the same steps again; one of a single word does, too."""
+    obs, ended = np.zeros((8, 4), np.float32), np.arange(8) % 4 == 3
+    for name, reward in (("a", 1.0), ("b", 2.0)):
+        steps = obs, np.arange(8) % 2, np.full(8, reward, np.float32), ended, ~ended & False, obs
+        datasets.write(tmp_path / f"{name}.hdf5", datasets.Recording(*steps))
+    sources = [str(tmp_path / "a.hdf5"), str(tmp_path / "b.hdf5")]
+    request = Request("bc", "CartPole-v1", data=sources, data_steps=10, steps=1000)
+    recording = assemble(request).recording
+    assert recording is not None
+    assert len(recording) == 12
+    kept = json.loads(json.dumps(config.of_experiment(assemble(request), "")))
+    assert kept["data"] == sources
+    assert kept["data_steps"] == 10
+    again = config.experiment_of(config.checked(kept, tmp_path)).recording
+    np.testing.assert_array_equal(again.reward, recording.reward)
+    old = {k: v for k, v in kept.items() if k != "data_steps"} | {"data": sources[0]}
+    again = config.experiment_of(config.checked(old, tmp_path)).recording
+    np.testing.assert_array_equal(again.reward, np.ones(8))
+    with pytest.raises(ValueError, match="17 steps are asked for, but only 16 are recorded"):
+        assemble(dataclasses.replace(request, data_steps=17))

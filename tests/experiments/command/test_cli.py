@@ -56,6 +56,8 @@ BAD_INPUT = [
     ("sweep ppo CartPole-v1 num_minibatches=4,7", "num_minibatches=7 does not divide"),
     ("train ppo CartPole-v1 --data a.hdf5", "ppo does not learn from recorded data"),
     ("train bc CartPole-v1 --data none.hdf5", "none.hdf5: no such file"),
+    ("train bc CartPole-v1 --data-steps 9", "--data-steps 9 has no effect without --data"),
+    ("sweep --resume missing --data-steps 3", "--data-steps: --resume goes on with the settings"),
     ("train bc CartPole-v1", "bc: learns from recorded data only: give it --data FILE"),
     ("train cql Pendulum-v1 --evaluations 0", "0 is too small"),
     ("train ppo", "required: AGENT, ENV"),
