@@ -17,13 +17,6 @@ _CACHE = Path(__file__).resolve().parent.parent / ".cache" / f"xla{_WORKER}"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Compile quickly where the slow tests, which run their programs for long, are left out."""
-    if config.option.markexpr == "not slow":
-        jax.config.update("jax_disable_most_optimizations", True)
-
-
 # A figure in a test must not look for a screen.
 os.environ["MPLBACKEND"] = "Agg"
 
@@ -40,3 +33,18 @@ def _few_programs() -> Iterator[None]:
         from jaxrl.training.engine import forget_programs
 
         forget_programs()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without the slow tests, which run their programs for long, all are compiled quickly."""
+    if config.option.markexpr == "not slow":
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """For slow tests that compile many programs and run each for a moment."""
+    before = jax.config.jax_disable_most_optimizations  # type: ignore[attr-defined]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
