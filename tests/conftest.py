@@ -7,6 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxrl.training import schedule
+from jaxrl.training.engine import forget_programs
+
 # Two CPU devices whatever the machine has, so that populations are really spread in the tests.
 jax.config.update("jax_num_cpu_devices", 2)
 
@@ -16,6 +19,9 @@ _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 _CACHE = Path(__file__).resolve().parent.parent / ".cache" / f"xla{_WORKER}"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# Chunks are not joined for being short: where runs are cut must not hang on the machine's speed.
+schedule.SHORTEST = 0.0
 
 # A figure in a test must not look for a screen.
 os.environ["MPLBACKEND"] = "Agg"
@@ -30,8 +36,6 @@ _MANY = 20_000
 def _few_programs() -> Iterator[None]:
     yield
     if _MAPS.exists() and _MAPS.read_text().count("\n") > _MANY:
-        from jaxrl.training.engine import forget_programs
-
         forget_programs()
 
 
