@@ -79,7 +79,7 @@ def parser() -> Parser:
 
 
 def add_train(command: argparse.ArgumentParser) -> None:
-    add_experiment(command, "a hyper-parameter, or env.NAME, as `jaxrl list AGENT` shows them")
+    add_experiment(command, "one of those that `jaxrl list AGENT` and `jaxrl list ENV` show")
     seeds = command.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=natural, help="the seed (default: 0)")
     seeds.add_argument("--seeds", type=natural, help="run this many seeds: 0, 1, ...")
@@ -246,7 +246,7 @@ def add_reproduce(command: argparse.ArgumentParser) -> None:
 
 def add_list(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "what", metavar="agents | envs | recipes | AGENT", nargs="?", default="agents"
+        "what", metavar="agents | envs | recipes | AGENT | ENV", nargs="?", default="agents"
     )
 
 
@@ -258,7 +258,7 @@ COMMANDS = {
     "watch": (add_watch, "show the curves of a run during training or after it"),
     "plot": (add_plot, "draw the learning curves of one or several runs"),
     "reproduce": (add_reproduce, "list the studies, or run some and write their results"),
-    "list": (add_list, "list agents, environments, recipes, or one agent's hyper-parameters"),
+    "list": (add_list, "list agents, environments, recipes, or what one AGENT or ENV takes"),
 }
 
 

@@ -19,7 +19,9 @@ from experiments.command.meter import Meter
 from experiments.runs import curves
 from experiments.runs.experiment import Experiment
 from experiments.runs.folder import RunFolder
+from experiments.runs.summary import Seconds
 from jaxrl.training import hosts, sinks
+from jaxrl.training.engine import compile_clock
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,11 +30,14 @@ def run(args: argparse.Namespace) -> int:
         again = f"jaxrl {args.command} --resume {shlex.quote(str(folder.path))}"
         try:
             population = train(args, folder, experiment)
+            began, compiled = time.perf_counter(), compile_clock()
             evaluation = population.evaluate(experiment.episodes)
         except ConnectionError as error:
             hint = f"go on with: {again}" if folder.can_be_resumed else "nothing was saved yet"
             raise ConnectionError(f"{error}; {hint}") from None
-        summary = folder.save(experiment, population, evaluation)
+        compiling = compile_clock() - compiled
+        seconds = Seconds(compiling, time.perf_counter() - began - compiling)
+        summary = folder.save(experiment, population, evaluation, seconds)
     if not hosts.is_writer():
         return 0
     figure = folder.path / "curve.png"

@@ -42,7 +42,7 @@ from experiments.runs.config import (
 )
 from experiments.runs.experiment import Experiment
 from experiments.runs.formatting import steps_name
-from experiments.runs.summary import arrays, summarise
+from experiments.runs.summary import Seconds, arrays, summarise
 from jaxrl.agent import Agent
 from jaxrl.training import checkpoint, hosts
 from jaxrl.training.evaluate import Evaluation
@@ -171,13 +171,17 @@ class RunFolder:
         return metrics
 
     def save(
-        self, experiment: Experiment, population: Population, evaluation: Evaluation
+        self,
+        experiment: Experiment,
+        population: Population,
+        evaluation: Evaluation,
+        seconds: Seconds,
     ) -> dict[str, Any]:
-        """Write metrics and summary of a population that has been trained and evaluated.
+        """Write metrics and summary of a population that was trained, and evaluated in `seconds`.
 
         Returns the summary.
         """
-        content = summarise(experiment, population, evaluation)
+        content = summarise(experiment, population, evaluation, seconds)
         if hosts.is_writer():
             metrics: dict[str, Any] = arrays(experiment, population, evaluation)
             np.savez_compressed(self.path / METRICS, **metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,13 @@ from experiments.runs.formatting import steps_name
 from jaxrl.report.stats import mean_ci
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.training.population import Population
+
+
+class Seconds(NamedTuple):
+    """That the final evaluation took, to compile and to run."""
+
+    compiling: float
+    running: float
 
 
 def arrays(
@@ -37,7 +44,7 @@ def recorded(evaluation: Evaluation) -> dict[str, np.ndarray]:
 
 
 def summarise(
-    experiment: Experiment, population: Population, evaluation: Evaluation
+    experiment: Experiment, population: Population, evaluation: Evaluation, seconds: Seconds
 ) -> dict[str, Any]:
     """The content of summary.json. An interval of fewer than two members is [null, null].
 
@@ -68,7 +75,7 @@ def summarise(
         "final_return_ci95": overall["ci95"],
         "episodes_per_member": evaluation.returns.shape[1],
         "unfinished_episodes": int((~np.asarray(evaluation.finished)).sum()),
-        **_speed(experiment.unit, population),
+        **_speed(experiment.unit, population, seconds),
         "interrupted": population.interrupted,
         "best": max(settings, key=_mean_return),
         "settings": settings,
@@ -108,15 +115,16 @@ def measures(
     return values
 
 
-def _speed(unit: str, population: Population) -> dict[str, Any]:
-    """Steps of all members, per second of training, and the times."""
+def _speed(unit: str, population: Population, evaluation: Seconds) -> dict[str, Any]:
+    """Steps of all members, per second of training, and all the time that was spent."""
     name = steps_name(unit)
     steps = float(np.nansum(np.nanmax(population.history.env_steps, axis=1)))
     return {
         name: int(steps),
         f"{name}_per_second": steps / population.run_seconds,
-        "compile_seconds": population.compile_seconds,
+        "compile_seconds": population.compile_seconds + evaluation.compiling,
         "run_seconds": population.run_seconds,
+        "evaluation_seconds": evaluation.running,
     }
 
 

@@ -173,6 +173,12 @@ def needed_bytes(agents: Any, members: int, length: int) -> tuple[int, float]:
 # The last programs that were asked for: each maps memory that the system has a limited number of.
 _programs: OrderedDict[Any, Any] = OrderedDict()
 PROGRAMS = 64
+_compile_seconds = 0.0
+
+
+def compile_clock() -> float:
+    """Seconds that this process has spent compiling: a clock that runs only then."""
+    return _compile_seconds
 
 
 def forget_programs() -> None:
@@ -196,11 +202,13 @@ def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
 
     leaves, structure = jax.tree.flatten(args)
     key = (jitted, tuple(sorted(statics.items())), structure, tuple(map(describe, leaves)))
+    global _compile_seconds
     seconds = 0.0
     if key not in _programs:
         start = time.perf_counter()
         _programs[key] = jitted.lower(*args, **statics).compile()
         seconds = time.perf_counter() - start
+        _compile_seconds += seconds
         if len(_programs) > PROGRAMS:
             _programs.popitem(last=False)
     _programs.move_to_end(key)
