@@ -47,8 +47,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def compiled_quickly() -> Iterator[None]:
-    """For slow tests that compile many programs and run each for a moment."""
+    """For slow tests that compile many programs, also in other processes, and run them briefly."""
     before = jax.config.jax_disable_most_optimizations  # type: ignore[attr-defined]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -19,6 +19,8 @@ from tests.envs_jax.test_envs import QUICK, check_time_limit, check_types, rollo
 with quiet():
     from brax.envs.base import State
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PENDULUM = "brax/inverted_pendulum"
 OTHERS = [
     id

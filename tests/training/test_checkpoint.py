@@ -18,6 +18,8 @@ from tests.helpers import Toy, assert_same
 from tests.probes import ActionChoice, Chain, Match
 from tests.records import bandit, make
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 class Killed(Exception):
     """Stands for a kill: raised between two chunks, so that nothing is saved at the end."""

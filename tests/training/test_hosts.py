@@ -15,6 +15,8 @@ import jaxrl
 from jaxrl.training import hosts
 from tests.training.test_checkpoint import agents
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 JAXRL = [sys.executable, "-m", "experiments.command.cli"]
 WORDS = ["sweep", "ppo", "CartPole-v1", "learning_rate=1e-4,1e-3,3e-3", "--seeds", "2"]
 WORDS += ["num_envs=4", "num_steps=16", "--episodes", "2", "--evaluations", "2"]

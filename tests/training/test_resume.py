@@ -18,6 +18,8 @@ from jaxrl import Checkpoints
 from tests.helpers import arrays
 from tests.training.test_checkpoint import agents
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 JAXRL = [sys.executable, "-m", "experiments.command.cli"]
 KILLS = 20, 8  # in all, over so many runs
 
