@@ -41,7 +41,9 @@ def worker(number, folder, cache):
     code = (
         "import sys, pickle, pathlib, jax\n"
         "jax.config.update('jax_num_cpu_devices', 2)\n"
+        "from jaxrl.training import schedule\n"
         "from tests.training import test_resume\n"
+        "schedule.SHORTEST = 0.0\n"  # a save for each iteration
         f"folder = pathlib.Path({str(folder)!r})\n"
         f"result = test_resume.work({number}, folder)\n"
         "(folder / 'result.pkl').write_bytes(pickle.dumps(result))\n"
