@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxrl
 from experiments.command import messages, printing
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
 def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
     """The run's folder and its experiment: new ones, or those of a run that is resumed."""
     if args.resume:
-        with RunFolder.open(args.resume).resume(args.steps, args.line) as folder:
-            yield folder, folder.experiment()
+        folder = RunFolder.open(args.resume).resume(args.steps, args.line)
+        yield folder, folder.experiment()
         return
     experiment = assemble(request_of(args))
     name = f"{args.agent}-{args.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -91,6 +92,18 @@ def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -
         )
 
 
+class WriteDown(jaxrl.Callback):
+    """Writes down that a run goes on once it does: one that is refused leaves its folder alone."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.is_written = folder, False
+
+    def __call__(self, progress: jaxrl.Progress, states: Any | None) -> None:
+        if not self.is_written:
+            self.folder.write_config()
+            self.is_written = True
+
+
 def logs_of(
     args: argparse.Namespace, folder: RunFolder, experiment: Experiment
 ) -> list[jaxrl.Callback]:
@@ -98,7 +111,7 @@ def logs_of(
     last = experiment.num_members - 1
     if args.log_member is not None and args.log_member > last:
         raise ValueError(f"--log-member {args.log_member} is outside 0..{last}")
-    logs: list[jaxrl.Callback] = [sinks.JsonLines(folder.log)]
+    logs: list[jaxrl.Callback] = [WriteDown(folder), sinks.JsonLines(folder.log)]
     if args.tensorboard:
         logs.append(sinks.TensorBoard(folder.path / "tensorboard", args.log_member))
     if args.wandb is not None:

@@ -44,7 +44,7 @@ from experiments.runs.experiment import Experiment
 from experiments.runs.formatting import steps_name
 from experiments.runs.summary import Seconds, arrays, summarise
 from jaxrl.agent import Agent
-from jaxrl.training import checkpoint, hosts
+from jaxrl.training import hosts, restore
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.training.population import Population
 
@@ -61,7 +61,9 @@ class RunFolder:
     @classmethod
     @contextlib.contextmanager
     def create(cls, path: Path, experiment: Experiment, command: str) -> Iterator[Self]:
-        """The folder of a new run, removed again if the run fails before anything is saved.
+        """The folder of a new run, removed again if the run fails before anything is trained.
+
+        Of several processes that want the same folder one gets it.
 
         Raises: ValueError where it already holds a run or anything else, or cannot be written.
         """
@@ -69,26 +71,39 @@ class RunFolder:
         if not hosts.is_writer():
             yield folder
             return
+        existed = path.exists()
         try:
-            if (path / CONFIG).exists():
-                raise ValueError(f"{path} already holds a run: choose another --out")
-            existed = path.exists()
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise ValueError(f"{path} is not empty: choose another --out")
-            jsonfile.write(path / CONFIG, folder.config)
+            folder._claim()
         except OSError as error:
             raise ValueError(f"cannot write to {path}: {error.strerror}") from None
         try:
             yield folder
         except BaseException:
-            if not folder.can_be_resumed:
-                shutil.rmtree(folder.checkpoints, ignore_errors=True)
-                (path / LOG).unlink(missing_ok=True)
-                (path / CONFIG).unlink()
-                if not existed:
-                    path.rmdir()
+            if not folder.has_begun:
+                folder._remove(whole=not existed)
             raise
+
+    def _claim(self) -> None:
+        """Make the folder this process's own, by the file that nobody else can make any more."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        there = {file.name for file in self.path.iterdir()}
+        if there - {CONFIG}:
+            what = "already holds a run" if CONFIG in there else "is not empty"
+            raise ValueError(f"{self.path} {what}: choose another --out")
+        try:
+            jsonfile.write(self.path / CONFIG, self.config, new=True)
+        except FileExistsError:
+            raise ValueError(f"{self.path} already holds a run: choose another --out") from None
+
+    def _remove(self, whole: bool) -> None:
+        """Remove what was made for a run that did not begin, as far as that goes."""
+        for name in ("checkpoints", "tensorboard", "wandb"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        with contextlib.suppress(OSError):  # which must not hide why the run did not begin
+            (self.path / LOG).unlink(missing_ok=True)
+            (self.path / CONFIG).unlink()
+            if whole:
+                self.path.rmdir()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -98,11 +113,10 @@ class RunFolder:
             raise ValueError(f"{path} is not a run: it has no {CONFIG}")
         return cls(path, checked(content, path))
 
-    @contextlib.contextmanager
-    def resume(self, steps: int | None = None, command: str = "") -> Iterator[Self]:
+    def resume(self, steps: int | None = None, command: str = "") -> Self:
         """The folder as a run that goes on, up to `steps` per member where they are given.
 
-        It is as it was again where the run is refused (ValueError) before anything is trained.
+        What is new is written by `write_config`, once the run does go on.
 
         Raises: ValueError where nothing is left to do, or the run cannot be resumed.
         """
@@ -113,16 +127,12 @@ class RunFolder:
             raise ValueError(f"{self.path} is finished: give --steps N, more than it has, to go on")
         content = self.config if steps is None else with_steps(self.config, steps, self.path)
         resumed = [*content.get("resumed", []), command]
-        content = content | {"format": FORMAT, "resumed": resumed}
-        before = hosts.of_writer((self.path / CONFIG).read_bytes())  # read by all, then written
-        if hosts.is_writer():
-            jsonfile.write(self.path / CONFIG, content)
-        try:
-            yield dataclasses.replace(self, config=content)
-        except ValueError:
-            if hosts.is_writer():
-                (self.path / CONFIG).write_bytes(before)
-            raise
+        return dataclasses.replace(self, config=content | {"format": FORMAT, "resumed": resumed})
+
+    def write_config(self) -> None:
+        """Write down what the run is to do, where that has changed."""
+        if hosts.is_writer() and jsonfile.read(self.path / CONFIG) != jsonfile.plain(self.config):
+            jsonfile.write(self.path / CONFIG, self.config)
 
     def experiment(self) -> Experiment:
         """What the run is to do. Raises: ValueError where this code cannot do it any more."""
@@ -142,7 +152,13 @@ class RunFolder:
     @property
     def can_be_resumed(self) -> bool:
         """Whether anything was saved."""
-        return checkpoint.exists(self.checkpoints)
+        return restore.exists(self.checkpoints)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was trained."""
+        logged = self.log.exists() and self.log.stat().st_size > 0
+        return logged or self.can_be_resumed
 
     @property
     def has_ended(self) -> bool:
@@ -183,6 +199,7 @@ class RunFolder:
         """
         content = summarise(experiment, population, evaluation, seconds)
         if hosts.is_writer():
+            self.write_config()
             metrics: dict[str, Any] = arrays(experiment, population, evaluation)
             np.savez_compressed(self.path / METRICS, **metrics)
             jsonfile.write(self.path / SUMMARY, content)
@@ -229,5 +246,4 @@ class RunFolder:
         agent = self.agent(rows[0])
         keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(len(rows), np.uint32))
         like = jax.eval_shape(jax.vmap(agent.init), keys)
-        folder = checkpoint.Checkpoints(self.checkpoints).of_batch(batch).folder
-        return checkpoint.read(folder, like).states
+        return restore.read(self.checkpoints / str(batch), like).states

@@ -11,12 +11,26 @@ import jax
 import numpy as np
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object; the file is there whole or not at all."""
+def write(path: Path, content: Mapping[str, Any], new: bool = False) -> None:
+    """Write an object; the file is there whole or not at all.
+
+    Raises: FileExistsError where it is to be `new` and is there, whoever has just made it.
+    """
     lines = [f"  {json.dumps(key)}: {_text(_standard(value))}" for key, value in content.items()]
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    if new:
+        with path.open("x") as file:
+            file.write(text)
+        return
     unfinished = path.with_suffix(".part")
-    unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    unfinished.write_text(text)
     unfinished.replace(path)
+
+
+def plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object as it is read back once it is written."""
+    read_back: dict[str, Any] = json.loads(json.dumps(_standard(content)))
+    return read_back
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from agents.on_policy.ppo import PPO
 from agents.value_based.abs import ABS
 from agents.value_based.pqn import PQN
 from jaxrl import Checkpoints
-from jaxrl.training.checkpoint import checksum
+from jaxrl.training.identity import checksum
 from tests.helpers import Toy, assert_same
 from tests.probes import ActionChoice, Chain, Match
 from tests.records import bandit, make

@@ -90,7 +90,7 @@ def test_two_processes_train_what_one_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_where_one_is_killed_the_other_says_so_and_the_run_goes_on(victim, tmp_path):
-    words = [*WORDS, "--steps", "2e5"]
+    words = [*WORDS, "--steps", "1e5"]
     out, whole = tmp_path / "run", tmp_path / "whole"
     every = ["--checkpoint-every", "2", "--out"]
     two, logs = start_two([*words, *every, str(out)], tmp_path)

@@ -113,8 +113,11 @@ FULL = """
 import sys
 import pathlib
 import jaxrl
+from jaxrl.training import schedule
 from tests.helpers import assert_same
 from tests.training.test_checkpoint import files, toy
+
+schedule.SHORTEST = 0.0  # a save for each iteration
 
 folder = pathlib.Path(sys.argv[1])
 checkpoints = jaxrl.Checkpoints(folder / "run", every=0)

@@ -12,7 +12,7 @@ import jaxrl
 from experiments.command.cli import main
 from experiments.runs.folder import RunFolder
 from jaxrl import Tag, derive
-from jaxrl.training import checkpoint
+from jaxrl.training import restore
 
 OLD_RUNS = Path(__file__).parent.parent / "old_runs"
 NAMES = ["ppo", "sweep", "sac", "bc"]
@@ -88,7 +88,7 @@ def test_states_with_other_fields_are_refused(old_run):
     folder = RunFolder.open(old_run("ppo"))
     like = {"key": jax.random.split(jax.random.key(0)), "source": np.zeros(2)}
     with pytest.raises(ValueError, match=r"another version of jaxrl, whose states differ in act"):
-        checkpoint.read(folder.checkpoints / "0", like)
+        restore.read(folder.checkpoints / "0", like)
 
 
 def test_what_is_older_still_is_refused(old_run, capsys):
