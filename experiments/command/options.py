@@ -220,6 +220,13 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     add("--episodes", type=positive, default=64, help="episodes per member (default: 64)")
     add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
     add("--stochastic", action="store_true", help="sample actions instead of taking the best")
+    add(
+        "--checkpoint",
+        metavar="newest | best | ITERATION",
+        type=checkpoint,
+        default="newest",
+        help="one that is kept; best: by the mean return over members (default: newest)",
+    )
 
 
 def add_watch(command: argparse.ArgumentParser) -> None:
@@ -289,6 +296,11 @@ def nbytes(text: str) -> int:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number of bytes, such as 500M or 8G")
     return value
+
+
+def checkpoint(text: str) -> str | int:
+    """Which checkpoint: "newest", "best" or the iteration after which it was saved."""
+    return text if text in ("newest", "best") else natural(text)
 
 
 def two_numbers(text: str) -> tuple[float, float]:

@@ -34,12 +34,12 @@ def plain(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is no such file, or it is not JSON."""
+    """The object in a file; None where there is no such file, or it holds no JSON object."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):  # not there, not text or JSON, nested for ever
         return None
-    return content
+    return content if isinstance(content, dict) else None
 
 
 def _text(value: Any) -> str:

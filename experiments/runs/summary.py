@@ -10,6 +10,7 @@ from experiments.runs.experiment import Experiment, hyperparameters
 from experiments.runs.formatting import steps_name
 from jaxrl.report.stats import mean_ci
 from jaxrl.training.evaluate import Evaluation
+from jaxrl.training.history import History
 from jaxrl.training.population import Population
 
 
@@ -24,14 +25,18 @@ def arrays(
     experiment: Experiment, population: Population, evaluation: Evaluation
 ) -> dict[str, np.ndarray]:
     """The content of metrics.npz: of training (members, iterations), then (members, episodes)."""
-    history = population.history
-    content = {steps_name(experiment.unit): history.env_steps, **history.metrics}
+    content = training_arrays(experiment.unit, population.history)
     content["final_returns"] = np.asarray(evaluation.returns)
     content["final_lengths"] = np.asarray(evaluation.lengths)
-    content |= {f"final_{name}": values for name, values in recorded(evaluation).items()}
+    return content | {f"final_{name}": values for name, values in recorded(evaluation).items()}
+
+
+def training_arrays(unit: str, history: History) -> dict[str, np.ndarray]:
+    """Of the content of metrics.npz, what training showed, with evaluations in its course."""
+    content = {steps_name(unit): history.env_steps, **history.metrics}
     during = dict(history.evaluations)
-    steps = during.pop("env_steps")
-    if steps.shape[1]:
+    steps = during.pop("env_steps", None)
+    if steps is not None and steps.shape[1]:
         content["evaluation_steps"] = steps
         content |= {f"evaluation_{name}": values for name, values in during.items()}
     return content

@@ -45,7 +45,7 @@ def test_they_are_drawn_and_watched(name, old_run, capsys):
 def test_their_agents_act_as_they_did(name, member, old_run):
     """With the keys of the final evaluation, a member read back reaches the same returns."""
     folder = RunFolder.open(old_run(name))
-    ((number, agent, state),) = folder.members(member)
+    ((number, agent, state, *_),) = folder.members(member)
     assert number == member
     evaluation = jaxrl.evaluate(agent, state, derive(state.key, Tag.TEST, 0), episodes=2)
     np.testing.assert_array_equal(evaluation.returns, folder.metrics()["final_returns"][member])
