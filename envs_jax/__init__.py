@@ -13,7 +13,7 @@ from typing import Any
 
 from envs_jax.catalogue import check_id, describe, list_envs, unknown
 
-__all__ = ["describe", "list_envs", "make"]
+__all__ = ["describe", "list_envs", "make", "options"]
 
 _RESETS = ("fresh", "pool", "cached")
 
@@ -37,10 +37,7 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
         ValueError, one line: unknown id, option or choice; a value out of range; playground not
             installed.
     """
-    check_id(id)
-    suite, _, name = id.rpartition("/")
-    module = importlib.import_module(f"envs_jax.{_MODULES[suite]}")
-    defaults = module.options(suite, name)
+    module, defaults = _suite(id)
     for option in options:
         if option not in defaults:
             raise ValueError(f"{id}: {unknown('option', option, defaults)}")
@@ -57,6 +54,20 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
     except (TypeError, NotImplementedError) as error:
         raise ValueError(f"{id}: {error}") from error
     return env, env.default_params
+
+
+def options(id: str) -> dict[str, Any]:
+    """What `make` takes for an environment, and the defaults. ValueError for an unknown id."""
+    defaults: dict[str, Any] = _suite(id)[1]
+    return defaults
+
+
+def _suite(id: str) -> tuple[Any, dict[str, Any]]:
+    """The module of an environment's suite, and the options that it takes for it."""
+    check_id(id)
+    suite, _, name = id.rpartition("/")
+    module = importlib.import_module(f"envs_jax.{_MODULES[suite]}")
+    return module, module.options(suite, name)
 
 
 _MODULES = {

@@ -32,6 +32,7 @@ class Tag(enum.IntEnum):
     EVALUATE = 4  # during training
     TEST = 5  # after it
     MEASURE = 6
+    ADOPT = 7  # the root of a run that starts from what another has learnt
 
 
 def derive(key: jax.Array, tag: Tag, t: int | jax.Array = 0) -> jax.Array:
@@ -313,6 +314,13 @@ class Agent:
     def without_replay(self, state: Any) -> Any:
         """A finished run's state without its replay memory, from which it can act, not train."""
         return state
+
+    def adopt(self, state: Any) -> Any:
+        """A state at the start of training with what another agent's `state` has learnt.
+
+        Raises: ValueError where that is of no use to this agent.
+        """
+        raise ValueError(f"{self.name}: start is a run of another agent, or of other sizes")
 
     def progress(self, state: Any, t: jax.Array) -> jax.Array:
         """The part of `total_steps` taken before iteration t, in [0, 1): what schedules follow."""

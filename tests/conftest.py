@@ -7,6 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxrl.training import schedule
+from jaxrl.training.engine import forget_programs
+
 # Two CPU devices whatever the machine has, so that populations are really spread in the tests.
 jax.config.update("jax_num_cpu_devices", 2)
 
@@ -17,12 +20,8 @@ _CACHE = Path(__file__).resolve().parent.parent / ".cache" / f"xla{_WORKER}"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Compile quickly where the slow tests, which run their programs for long, are left out."""
-    if config.option.markexpr == "not slow":
-        jax.config.update("jax_disable_most_optimizations", True)
-
+# Chunks are not joined for being short: where runs are cut must not hang on the machine's speed.
+schedule.SHORTEST = 0.0
 
 # A figure in a test must not look for a screen.
 os.environ["MPLBACKEND"] = "Agg"
@@ -37,6 +36,21 @@ _MANY = 20_000
 def _few_programs() -> Iterator[None]:
     yield
     if _MAPS.exists() and _MAPS.read_text().count("\n") > _MANY:
-        from jaxrl.training.engine import forget_programs
-
         forget_programs()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without the slow tests, which run their programs for long, all are compiled quickly."""
+    if config.option.markexpr == "not slow":
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """For slow tests that compile many programs, also in other processes, and run them briefly."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -129,12 +129,16 @@ def plot_command(args: argparse.Namespace) -> int:
 
 
 def list_command(args: argparse.Namespace) -> int:
+    import agents
+    import envs_jax
     from experiments.command import listing
 
     if args.what in listing.LISTS:
         listing.LISTS[args.what]()
-    else:
+    elif args.what in agents.AGENTS or args.what not in envs_jax.list_envs():
         listing.agent(args.what)
+    else:
+        listing.environment(args.what)
     return 0
 
 

@@ -18,12 +18,13 @@ from jaxrl.report.stats import mean_ci
 def evaluate(args: argparse.Namespace) -> None:
     """Print a row per member, and the mean over members."""
     folder = RunFolder.open(args.run)
-    summary = folder.summary
+    if not folder.has_ended:
+        print(f"{folder.path} has not ended: these are its checkpoints")
     rows, means, names = [], [], []
-    for i, agent, state in folder.members(args.member):
-        key = jax.random.fold_in(jax.random.key(args.seed), i)
+    for member in folder.members(args.member, args.checkpoint):
+        key = jax.random.fold_in(jax.random.key(args.seed), member.number)
         evaluation = jaxrl.evaluate(
-            agent, state, key, args.episodes, deterministic=not args.stochastic
+            member.agent, member.state, key, args.episodes, deterministic=not args.stochastic
         )
         mean, *interval = map(float, mean_ci(np.asarray(evaluation.returns)))
         means.append(mean)
@@ -31,16 +32,18 @@ def evaluate(args: argparse.Namespace) -> None:
         names = list(sums)
         rows.append(
             [
-                str(i),
-                setting_text(folder.setting(i)),
-                str(summary["members"][i]["seed"]),
+                str(member.number),
+                setting_text(member.setting),
+                str(member.seed),
+                f"{member.iteration:,}",
                 number(mean),
                 interval_text(interval),
                 number(float(np.mean(np.asarray(evaluation.lengths)))),
                 *(number(float(x.mean())) for x in sums.values()),
             ]
         )
-    columns = ["member", "setting", "seed", "mean return", "95% over episodes", "mean length"]
+    columns = ["member", "setting", "seed", "iteration"]
+    columns += ["mean return", "95% over episodes", "mean length"]
     columns += [f"mean {name}" for name in names]
     table(columns, rows, right=[c for c in columns if c != "setting"])
     mean, *interval = map(float, mean_ci(means))

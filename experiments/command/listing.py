@@ -1,7 +1,8 @@
-"""`jaxrl list`: agents, environments, recipes and one agent's hyper-parameters."""
+"""`jaxrl list`: agents, environments, recipes; what one agent or one environment takes."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import agents
@@ -54,6 +55,27 @@ def agent(name: str) -> None:
     ]
     print(f"{name}: {agents.describe(name)}")
     table(["hyper-parameter", "kind", "default", "accepted", "meaning"], rows)
+
+
+def environment(id: str) -> None:
+    """One environment's spaces, parameters and options. Raises ValueError for an unknown one."""
+    import numpy as np
+
+    import envs_jax
+
+    options = envs_jax.options(id)
+    _, params = envs_jax.make(id)
+    row = envs_jax.describe(id)
+    print(
+        f"{id}: observation {row['observation']}, action {row['action']}, "
+        f"time limit {row['time_limit']}"
+    )
+    rows = [
+        [field.name, "traced", value_text(np.asarray(getattr(params, field.name)).tolist())]
+        for field in dataclasses.fields(params)
+    ]
+    rows += [[name, "static", value_text(value)] for name, value in options.items()]
+    table(["env.NAME", "kind", "default"], rows)
 
 
 LISTS = {"agents": all_agents, "envs": all_envs, "recipes": all_recipes}

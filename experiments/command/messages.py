@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 DIVERGED = 1  # where --on-nan stop ended the run
@@ -12,12 +13,18 @@ INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 def error(message: str) -> None:
     """One line that says why the command ends."""
-    print(f"jaxrl: error: {_line(message)}", file=sys.stderr)
+    _write(f"jaxrl: error: {_line(message)}")
 
 
 def warn(message: Warning | str, *_: object) -> None:
     """One line; in place of `warnings.showwarning`, whose further arguments it leaves out."""
-    print(f"jaxrl: warning: {_line(str(message))}", file=sys.stderr, flush=True)
+    _write(f"jaxrl: warning: {_line(str(message))}")
+
+
+def _write(line: str) -> None:
+    """To standard error, where it can still be written to: a closed terminal must not end a run."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _line(message: str) -> str:

@@ -80,7 +80,7 @@ def parser() -> Parser:
 
 
 def add_train(command: argparse.ArgumentParser) -> None:
-    add_experiment(command, "a hyper-parameter, or env.NAME, as `jaxrl list AGENT` shows them")
+    add_experiment(command, "one of those that `jaxrl list AGENT` and `jaxrl list ENV` show")
     seeds = command.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=natural, help="the seed (default: 0)")
     seeds.add_argument("--seeds", type=natural, help="run this many seeds: 0, 1, ...")
@@ -229,6 +229,13 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     add("--episodes", type=positive, default=64, help="episodes per member (default: 64)")
     add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
     add("--stochastic", action="store_true", help="sample actions instead of taking the best")
+    add(
+        "--checkpoint",
+        metavar="newest | best | ITERATION",
+        type=checkpoint,
+        default="newest",
+        help="one that is kept; best: by the mean return over members (default: newest)",
+    )
 
 
 def add_watch(command: argparse.ArgumentParser) -> None:
@@ -255,7 +262,7 @@ def add_reproduce(command: argparse.ArgumentParser) -> None:
 
 def add_list(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "what", metavar="agents | envs | recipes | AGENT", nargs="?", default="agents"
+        "what", metavar="agents | envs | recipes | AGENT | ENV", nargs="?", default="agents"
     )
 
 
@@ -267,7 +274,7 @@ COMMANDS = {
     "watch": (add_watch, "show the curves of a run during training or after it"),
     "plot": (add_plot, "draw the learning curves of one or several runs"),
     "reproduce": (add_reproduce, "list the studies, or run some and write their results"),
-    "list": (add_list, "list agents, environments, recipes, or one agent's hyper-parameters"),
+    "list": (add_list, "list agents, environments, recipes, or what one AGENT or ENV takes"),
 }
 
 
@@ -298,6 +305,11 @@ def nbytes(text: str) -> int:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number of bytes, such as 500M or 8G")
     return value
+
+
+def checkpoint(text: str) -> str | int:
+    """Which checkpoint: "newest", "best" or the iteration after which it was saved."""
+    return text if text in ("newest", "best") else natural(text)
 
 
 def two_numbers(text: str) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxrl
 from experiments.command import messages, printing
@@ -19,7 +20,9 @@ from experiments.command.meter import Meter
 from experiments.runs import curves
 from experiments.runs.experiment import Experiment
 from experiments.runs.folder import RunFolder
+from experiments.runs.summary import Seconds
 from jaxrl.training import hosts, sinks
+from jaxrl.training.engine import compile_clock
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,11 +31,14 @@ def run(args: argparse.Namespace) -> int:
         again = f"jaxrl {args.command} --resume {shlex.quote(str(folder.path))}"
         try:
             population = train(args, folder, experiment)
+            began, compiled = time.perf_counter(), compile_clock()
             evaluation = population.evaluate(experiment.episodes)
         except ConnectionError as error:
             hint = f"go on with: {again}" if folder.can_be_resumed else "nothing was saved yet"
             raise ConnectionError(f"{error}; {hint}") from None
-        summary = folder.save(experiment, population, evaluation)
+        compiling = compile_clock() - compiled
+        seconds = Seconds(compiling, time.perf_counter() - began - compiling)
+        summary = folder.save(experiment, population, evaluation, seconds)
     if not hosts.is_writer():
         return 0
     figure = folder.path / "curve.png"
@@ -52,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
 def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
     """The run's folder and its experiment: new ones, or those of a run that is resumed."""
     if args.resume:
-        with RunFolder.open(args.resume).resume(args.steps, args.line) as folder:
-            yield folder, folder.experiment()
+        folder = RunFolder.open(args.resume).resume(args.steps, args.line)
+        yield folder, folder.experiment()
         return
     experiment = assemble(request_of(args))
     name = f"{args.agent}-{args.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -86,6 +92,18 @@ def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -
         )
 
 
+class WriteDown(jaxrl.Callback):
+    """Writes down that a run goes on once it does: one that is refused leaves its folder alone."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.is_written = folder, False
+
+    def __call__(self, progress: jaxrl.Progress, states: Any | None) -> None:
+        if not self.is_written:
+            self.folder.write_config()
+            self.is_written = True
+
+
 def logs_of(
     args: argparse.Namespace, folder: RunFolder, experiment: Experiment
 ) -> list[jaxrl.Callback]:
@@ -93,7 +111,7 @@ def logs_of(
     last = experiment.num_members - 1
     if args.log_member is not None and args.log_member > last:
         raise ValueError(f"--log-member {args.log_member} is outside 0..{last}")
-    logs: list[jaxrl.Callback] = [sinks.JsonLines(folder.log)]
+    logs: list[jaxrl.Callback] = [WriteDown(folder), sinks.JsonLines(folder.log)]
     if args.tensorboard:
         logs.append(sinks.TensorBoard(folder.path / "tensorboard", args.log_member))
     if args.wandb is not None:

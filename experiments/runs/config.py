@@ -41,6 +41,19 @@ PACKAGES = [
 ]
 
 Config = dict[str, Any]
+# What every format has, and of which type.
+ENTRIES: dict[str, tuple[type, ...]] = {
+    "agent": (str,),
+    "env": (str,),
+    "env_options": (dict,),
+    "env_params": (dict,),
+    "hyperparameters": (dict,),
+    "settings": (list,),
+    "seeds": (list,),
+    "data": (str, list, type(None)),
+    "evaluations": (int,),
+    "episodes": (int,),
+}
 
 
 def of_experiment(experiment: Experiment, command: str) -> Config:
@@ -74,7 +87,7 @@ def of_experiment(experiment: Experiment, command: str) -> Config:
 def checked(config: Config, folder: Path) -> Config:
     """A configuration that was read, with what older formats lack filled in.
 
-    Raises: ValueError where it is of a newer format than this code knows.
+    Raises: ValueError where it is of a newer format than this code knows, or is no configuration.
     """
     number = config.get("format", 0)
     if not isinstance(number, int) or number > FORMAT:
@@ -82,6 +95,16 @@ def checked(config: Config, folder: Path) -> Config:
             f"{folder} was written by a newer version of jaxrl (format {number}, "
             f"this version reads up to {FORMAT})"
         )
+    if missing := [name for name in ENTRIES if name not in config]:
+        raise ValueError(
+            f"{folder} was written by another version of jaxrl: too old, without {missing[0]!r}"
+        )
+    for name, accepted in ENTRIES.items():
+        if not isinstance(config[name], accepted):
+            raise ValueError(
+                f"{folder}: {name}={str(config[name])[:40]!r} in config.json is damaged, it should "
+                f"be of type {' or '.join(kind.__name__ for kind in accepted)}"
+            )
     unit = "gradient steps" if config.get("data") else "environment steps"
     data = config.get("data") or []
     several = {"data": [data] if isinstance(data, str) else data}  # older folders have a word

@@ -34,7 +34,7 @@ def of_run(folder: RunFolder, name: str = "") -> list[plots.Curve]:
             returns = metrics["evaluation_returns"][rows].mean(axis=2)
         return plots.Curve(label, steps, returns, changes)
 
-    return [curve(setting) for setting in folder.summary["settings"]]
+    return [curve(setting) for setting in folder.listing["settings"]]
 
 
 def draw(folders: list[RunFolder], out: Path) -> None:

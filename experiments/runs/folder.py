@@ -25,7 +25,7 @@ import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -42,13 +42,32 @@ from experiments.runs.config import (
 )
 from experiments.runs.experiment import Experiment
 from experiments.runs.formatting import steps_name
-from experiments.runs.summary import arrays, summarise
+from experiments.runs.saved import saved_history, saved_members
+from experiments.runs.summary import Seconds, arrays, summarise, training_arrays
 from jaxrl.agent import Agent
-from jaxrl.training import checkpoint, hosts
+from jaxrl.training import hosts, restore
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.training.population import Population
 
 CONFIG, SUMMARY, METRICS, LOG = "config.json", "summary.json", "metrics.npz", "log.jsonl"
+
+
+class TrainedMember(NamedTuple):
+    """A member of a run as it was saved.
+
+    Attributes:
+        number: in the run's table.
+        agent, state: what `agent.policy(state)` and `jaxrl.evaluate` take.
+        setting: what sets it apart from the others, but for its seed.
+        iteration: after which it was saved.
+    """
+
+    number: int
+    agent: Agent
+    state: Any
+    setting: dict[str, Any]
+    seed: int
+    iteration: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +80,9 @@ class RunFolder:
     @classmethod
     @contextlib.contextmanager
     def create(cls, path: Path, experiment: Experiment, command: str) -> Iterator[Self]:
-        """The folder of a new run, removed again if the run fails before anything is saved.
+        """The folder of a new run, removed again if the run fails before anything is trained.
+
+        Of several processes that want the same folder one gets it.
 
         Raises: ValueError where it already holds a run or anything else, or cannot be written.
         """
@@ -69,26 +90,39 @@ class RunFolder:
         if not hosts.is_writer():
             yield folder
             return
+        existed = path.exists()
         try:
-            if (path / CONFIG).exists():
-                raise ValueError(f"{path} already holds a run: choose another --out")
-            existed = path.exists()
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise ValueError(f"{path} is not empty: choose another --out")
-            jsonfile.write(path / CONFIG, folder.config)
+            folder._claim()
         except OSError as error:
             raise ValueError(f"cannot write to {path}: {error.strerror}") from None
         try:
             yield folder
         except BaseException:
-            if not folder.can_be_resumed:
-                shutil.rmtree(folder.checkpoints, ignore_errors=True)
-                (path / LOG).unlink(missing_ok=True)
-                (path / CONFIG).unlink()
-                if not existed:
-                    path.rmdir()
+            if not folder.has_begun:
+                folder._remove(whole=not existed)
             raise
+
+    def _claim(self) -> None:
+        """Make the folder this process's own, by the file that nobody else can make any more."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        there = {file.name for file in self.path.iterdir()}
+        if there - {CONFIG}:
+            what = "already holds a run" if CONFIG in there else "is not empty"
+            raise ValueError(f"{self.path} {what}: choose another --out")
+        try:
+            jsonfile.write(self.path / CONFIG, self.config, new=True)
+        except FileExistsError:
+            raise ValueError(f"{self.path} already holds a run: choose another --out") from None
+
+    def _remove(self, whole: bool) -> None:
+        """Remove what was made for a run that did not begin, as far as that goes."""
+        for name in ("checkpoints", "tensorboard", "wandb"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        with contextlib.suppress(OSError):  # which must not hide why the run did not begin
+            (self.path / LOG).unlink(missing_ok=True)
+            (self.path / CONFIG).unlink()
+            if whole:
+                self.path.rmdir()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -98,31 +132,24 @@ class RunFolder:
             raise ValueError(f"{path} is not a run: it has no {CONFIG}")
         return cls(path, checked(content, path))
 
-    @contextlib.contextmanager
-    def resume(self, steps: int | None = None, command: str = "") -> Iterator[Self]:
+    def resume(self, steps: int | None = None, command: str = "") -> Self:
         """The folder as a run that goes on, up to `steps` per member where they are given.
 
-        It is as it was again where the run is refused (ValueError) before anything is trained.
+        What is new is written by `write_config`, once the run does go on.
 
         Raises: ValueError where nothing is left to do, or the run cannot be resumed.
         """
-        if "evaluations" not in self.config:
-            raise ValueError(f"{self.path} was written by another version of jaxrl: too old")
         finished = self.has_ended and not self.summary["interrupted"]
         if steps is None and finished:
             raise ValueError(f"{self.path} is finished: give --steps N, more than it has, to go on")
         content = self.config if steps is None else with_steps(self.config, steps, self.path)
         resumed = [*content.get("resumed", []), command]
-        content = content | {"format": FORMAT, "resumed": resumed}
-        before = hosts.of_writer((self.path / CONFIG).read_bytes())  # read by all, then written
-        if hosts.is_writer():
-            jsonfile.write(self.path / CONFIG, content)
-        try:
-            yield dataclasses.replace(self, config=content)
-        except ValueError:
-            if hosts.is_writer():
-                (self.path / CONFIG).write_bytes(before)
-            raise
+        return dataclasses.replace(self, config=content | {"format": FORMAT, "resumed": resumed})
+
+    def write_config(self) -> None:
+        """Write down what the run is to do, where that has changed."""
+        if hosts.is_writer() and jsonfile.read(self.path / CONFIG) != jsonfile.plain(self.config):
+            jsonfile.write(self.path / CONFIG, self.config)
 
     def experiment(self) -> Experiment:
         """What the run is to do. Raises: ValueError where this code cannot do it any more."""
@@ -142,7 +169,13 @@ class RunFolder:
     @property
     def can_be_resumed(self) -> bool:
         """Whether anything was saved."""
-        return checkpoint.exists(self.checkpoints)
+        return restore.exists(self.checkpoints)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was trained."""
+        logged = self.log.exists() and self.log.stat().st_size > 0
+        return logged or self.can_be_resumed
 
     @property
     def has_ended(self) -> bool:
@@ -163,67 +196,88 @@ class RunFolder:
         return unit
 
     def metrics(self) -> dict[str, np.ndarray]:
-        """The arrays of metrics.npz, and the steps as "steps", whatever their unit."""
-        with np.load(self.path / METRICS) as content:
-            metrics = dict(content)
+        """The arrays of metrics.npz, and the steps as "steps", whatever their unit.
+
+        Of a run that has not ended, those of training until its newest checkpoints.
+        """
+        if self.has_ended:
+            with np.load(self.path / METRICS) as content:
+                metrics = dict(content)
+        else:
+            metrics = training_arrays(self.unit, saved_history(self.checkpoints, self.listing))
         name = steps_name(self.unit)
         metrics["steps"] = metrics[name if name in metrics else "env_steps"]
         return metrics
 
     def save(
-        self, experiment: Experiment, population: Population, evaluation: Evaluation
+        self,
+        experiment: Experiment,
+        population: Population,
+        evaluation: Evaluation,
+        seconds: Seconds,
     ) -> dict[str, Any]:
-        """Write metrics and summary of a population that has been trained and evaluated.
+        """Write metrics and summary of a population that was trained, and evaluated in `seconds`.
 
         Returns the summary.
         """
-        content = summarise(experiment, population, evaluation)
+        content = summarise(experiment, population, evaluation, seconds)
         if hosts.is_writer():
+            self.write_config()
             metrics: dict[str, Any] = arrays(experiment, population, evaluation)
             np.savez_compressed(self.path / METRICS, **metrics)
             jsonfile.write(self.path / SUMMARY, content)
         return content
 
-    def setting(self, member: int) -> dict[str, Any]:
-        """What sets one member apart from the others, but for its seed."""
-        for setting in self.summary["settings"]:
-            if member in setting["members"]:
-                values: dict[str, Any] = setting["hyperparameters"]
-                return values
-        raise IndexError(f"member {member} of {self.path}")
+    @property
+    def listing(self) -> dict[str, Any]:
+        """Members, settings and the members of each checkpoint's batch.
 
-    def agent(self, member: int) -> Agent:
+        Of a run that has ended they are its summary's; of one that is under way or was killed,
+        those of its members that were saved.
+
+        Raises: ValueError where nothing was saved.
+        """
+        if not self.has_ended:
+            return saved_members(self.path, self.checkpoints, self.config)
+        content = self.summary
+        if "checkpoints" not in content:
+            raise ValueError(f"{self.path} was written by another version of jaxrl: too old")
+        return content
+
+    def agent(self, values: dict[str, Any]) -> Agent:
         """The agent of one member. Raises: ValueError where this code has no such agent."""
-        values = self.summary["members"][member]["hyperparameters"]
         try:
             return trained_agent(self.config, values)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
-    def members(self, only: int | None = None) -> Iterator[tuple[int, Agent, Any]]:
-        """Number, agent and final state of each member, or of one.
+    def members(
+        self, only: int | None = None, checkpoint: str | int = "newest"
+    ) -> Iterator[TrainedMember]:
+        """Each member, or one, as a checkpoint holds it: "newest", "best" or that of an iteration.
+
+        The best is that of the highest mean return over the members of a batch.
 
         Raises: ValueError where there is no such member, or its state cannot be read.
         """
-        content = self.summary
-        if "checkpoints" not in content:
-            raise ValueError(f"{self.path} was written by another version of jaxrl: too old")
-        count = len(content["members"])
-        if only is not None and not 0 <= only < count:
-            raise ValueError(f"member {only} is outside 0..{count - 1} of {self.path}")
-        wanted = range(count) if only is None else [only]
-        for batch, rows in enumerate(content["checkpoints"]):
-            if not set(rows) & set(wanted):
+        listing = self.listing
+        rows = listing["members"]
+        if only is not None and not 0 <= only < len(rows):
+            raise ValueError(f"member {only} is outside 0..{len(rows) - 1} of {self.path}")
+        settings = {i: s["hyperparameters"] for s in listing["settings"] for i in s["members"]}
+        for batch, numbers in enumerate(listing["checkpoints"]):
+            wanted = [i for i in numbers if only in (None, i)]
+            if not wanted:
                 continue
-            states = self._restore(batch, rows)
-            for place, i in enumerate(rows):
-                if i in wanted:
-                    state = jax.tree.map(lambda x, place=place: x[place], states)
-                    yield i, self.agent(i), state
+            agents = {i: self.agent(rows[i]["hyperparameters"]) for i in wanted}
+            saved = self._restore(batch, agents[wanted[0]], len(numbers), checkpoint)
+            for i in wanted:
+                place = numbers.index(i)
+                state = jax.tree.map(lambda x, place=place: x[place], saved.states)
+                seed = rows[i]["seed"]
+                yield TrainedMember(i, agents[i], state, settings[i], seed, saved.iteration)
 
-    def _restore(self, batch: int, rows: list[int]) -> Any:
-        agent = self.agent(rows[0])
-        keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(len(rows), np.uint32))
+    def _restore(self, batch: int, agent: Agent, members: int, which: str | int) -> restore.Saved:
+        keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(members, np.uint32))
         like = jax.eval_shape(jax.vmap(agent.init), keys)
-        folder = checkpoint.Checkpoints(self.checkpoints).of_batch(batch).folder
-        return checkpoint.read(folder, like).states
+        return restore.read(self.checkpoints / str(batch), like, which)

@@ -11,21 +11,35 @@ import jax
 import numpy as np
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object; the file is there whole or not at all."""
+def write(path: Path, content: Mapping[str, Any], new: bool = False) -> None:
+    """Write an object; the file is there whole or not at all.
+
+    Raises: FileExistsError where it is to be `new` and is there, whoever has just made it.
+    """
     lines = [f"  {json.dumps(key)}: {_text(_standard(value))}" for key, value in content.items()]
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    if new:
+        with path.open("x") as file:
+            file.write(text)
+        return
     unfinished = path.with_suffix(".part")
-    unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    unfinished.write_text(text)
     unfinished.replace(path)
 
 
+def plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object as it is read back once it is written."""
+    read_back: dict[str, Any] = json.loads(json.dumps(_standard(content)))
+    return read_back
+
+
 def read(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is no such file, or it is not JSON."""
+    """The object in a file; None where there is no such file, or it holds no JSON object."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):  # not there, not text or JSON, nested for ever
         return None
-    return content
+    return content if isinstance(content, dict) else None
 
 
 def _text(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,21 +10,33 @@ from experiments.runs.experiment import Experiment, hyperparameters
 from experiments.runs.formatting import steps_name
 from jaxrl.report.stats import mean_ci
 from jaxrl.training.evaluate import Evaluation
+from jaxrl.training.history import History
 from jaxrl.training.population import Population
+
+
+class Seconds(NamedTuple):
+    """That the final evaluation took, to compile and to run."""
+
+    compiling: float
+    running: float
 
 
 def arrays(
     experiment: Experiment, population: Population, evaluation: Evaluation
 ) -> dict[str, np.ndarray]:
     """The content of metrics.npz: of training (members, iterations), then (members, episodes)."""
-    history = population.history
-    content = {steps_name(experiment.unit): history.env_steps, **history.metrics}
+    content = training_arrays(experiment.unit, population.history)
     content["final_returns"] = np.asarray(evaluation.returns)
     content["final_lengths"] = np.asarray(evaluation.lengths)
-    content |= {f"final_{name}": values for name, values in recorded(evaluation).items()}
+    return content | {f"final_{name}": values for name, values in recorded(evaluation).items()}
+
+
+def training_arrays(unit: str, history: History) -> dict[str, np.ndarray]:
+    """Of the content of metrics.npz, what training showed, with evaluations in its course."""
+    content = {steps_name(unit): history.env_steps, **history.metrics}
     during = dict(history.evaluations)
-    steps = during.pop("env_steps")
-    if steps.shape[1]:
+    steps = during.pop("env_steps", None)
+    if steps is not None and steps.shape[1]:
         content["evaluation_steps"] = steps
         content |= {f"evaluation_{name}": values for name, values in during.items()}
     return content
@@ -37,7 +49,7 @@ def recorded(evaluation: Evaluation) -> dict[str, np.ndarray]:
 
 
 def summarise(
-    experiment: Experiment, population: Population, evaluation: Evaluation
+    experiment: Experiment, population: Population, evaluation: Evaluation, seconds: Seconds
 ) -> dict[str, Any]:
     """The content of summary.json. An interval of fewer than two members is [null, null].
 
@@ -68,7 +80,7 @@ def summarise(
         "final_return_ci95": overall["ci95"],
         "episodes_per_member": evaluation.returns.shape[1],
         "unfinished_episodes": int((~np.asarray(evaluation.finished)).sum()),
-        **_speed(experiment.unit, population),
+        **_speed(experiment.unit, population, seconds),
         "interrupted": population.interrupted,
         "best": max(settings, key=_mean_return),
         "settings": settings,
@@ -108,15 +120,16 @@ def measures(
     return values
 
 
-def _speed(unit: str, population: Population) -> dict[str, Any]:
-    """Steps of all members, per second of training, and the times."""
+def _speed(unit: str, population: Population, evaluation: Seconds) -> dict[str, Any]:
+    """Steps of all members, per second of training, and all the time that was spent."""
     name = steps_name(unit)
     steps = float(np.nansum(np.nanmax(population.history.env_steps, axis=1)))
     return {
         name: int(steps),
         f"{name}_per_second": steps / population.run_seconds,
-        "compile_seconds": population.compile_seconds,
+        "compile_seconds": population.compile_seconds + evaluation.compiling,
         "run_seconds": population.run_seconds,
+        "evaluation_seconds": evaluation.running,
     }
 
 

@@ -246,6 +246,18 @@ class Learner(Agent):
         low, high = self.data.return_range
         return reward * (SPAN / (high - low))
 
+    def adopt(self, state: Any) -> LearnerState:
+        """The learner and the moments of a state with another source; a source of its own."""
+        fresh = self.init(derive(getattr(state, "key", jax.random.key(0)), Tag.ADOPT))
+        learnt = getattr(state, "learner", None), getattr(state, "obs_moments", None)
+        same = [
+            [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+            for tree in (learnt, (fresh.learner, fresh.obs_moments))
+        ]
+        if same[0] != same[1]:
+            return super().adopt(state)
+        return fresh._replace(learner=state.learner, obs_moments=state.obs_moments)
+
     # What the engine asks for -----------------------------------------------------------------
 
     def learned(self, state: LearnerState) -> Any:

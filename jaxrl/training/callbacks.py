@@ -173,17 +173,19 @@ class OnNaN(Callback):
 
 
 class Signals(Callback):
-    """Ctrl-C or SIGTERM finish the chunk under way and keep what was computed; again, they end it.
+    """Ctrl-C, SIGTERM or SIGHUP finish the chunk under way and keep what was computed.
 
-    It listens from its construction until it is closed. SIGTERM is what clusters send before they
-    kill.
+    A second one ends the run at once. It listens from its construction until it is closed. SIGTERM
+    is what clusters send before they kill, SIGHUP what a terminal does that is closed; under
+    `nohup` that stays ignored.
     """
 
     def __init__(self) -> None:
         self.asked, self.previous = threading.Event(), {}
         if threading.current_thread() is threading.main_thread():
-            which = signal.SIGINT, signal.SIGTERM
-            self.previous = {s: signal.signal(s, self._on_signal) for s in which}
+            which = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+            heard = [s for s in which if s and signal.getsignal(s) is not signal.SIG_IGN]
+            self.previous = {s: signal.signal(s, self._on_signal) for s in heard}
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         if self.asked.is_set():

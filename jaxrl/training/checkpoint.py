@@ -11,37 +11,25 @@ a flipped bit would train on.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
-import logging
 import os
 import time
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxrl.training import hosts
 from jaxrl.training.history import History
-from jaxrl.training.hosts import from_numpy, is_key, to_numpy
-from jaxrl.training.members import shared_arrays
+from jaxrl.training.hosts import to_numpy
+from jaxrl.training.identity import checksum, identity
+from jaxrl.training.restore import HISTORY, Saved, alone, newest, pieces, quieten, score_of
 
-HISTORY = "history"
-ENVIRONMENT = "environment's options or wrappers"
 BATCHES = "batches.json"
-
-
-class Saved(NamedTuple):
-    """What a run is resumed from: states of all members, and what they have shown."""
-
-    iteration: int
-    states: Any
-    history: History
-    seconds: float  # that the run had taken, without compiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,47 +84,6 @@ class Checkpoints:
         return size
 
 
-def identity(agents: Any, seeds: list[int]) -> dict[str, Any]:
-    """What a checkpoint belongs to: all that the members' runs follow from, but their length."""
-    fields: dict[str, Any] = {}
-    for h in agents.hyperparameters():
-        value = getattr(agents, h.name)
-        fields[h.name] = np.asarray(value).tolist() if h.kind == "traced" else value
-    del fields["total_steps"]
-    recorded = shared_arrays(agents)
-    return fields | {
-        "agent": agents.name,
-        "environment": agents.env.name,
-        ENVIRONMENT: describe(agents.env),
-        "environment parameters": checksum(agents.env_params),
-        "recorded data": checksum(recorded) if recorded else None,
-        "seeds": seeds,
-    }
-
-
-def describe(env: Any) -> dict[str, Any]:
-    """What tells an environment from others of its name: its options, and what it wraps.
-
-    The class; what its constructors took, where the instance keeps it under the same name; options
-    of every environment; arrays; and the same of the environments within. Whatever else an instance
-    holds, such as a counter, may change with use.
-    """
-    taken = {"resets", "pool_size", "end_broken"}
-    for cls in type(env).__mro__[:-1]:
-        constructor = vars(cls).get("__init__")
-        if constructor is not None:
-            taken |= set(inspect.signature(constructor).parameters)
-    plain: dict[str, Any] = {"class": f"{type(env).__module__}.{type(env).__qualname__}"}
-    for name, value in sorted(vars(env).items()):
-        if callable(getattr(value, "step", None)) and callable(getattr(value, "reset", None)):
-            plain[name] = describe(value)
-        elif isinstance(value, np.ndarray | jax.Array):
-            plain[name] = checksum(value)
-        elif name.lstrip("_") in taken and isinstance(value, bool | int | float | str | tuple):
-            plain[name] = repr(value)
-    return plain
-
-
 def open_store(
     checkpoints: Checkpoints | None, agents: Any, seeds: list[int], like: Any
 ) -> tuple[Store | None, Saved | None]:
@@ -165,7 +112,7 @@ class Store:
         from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-        _quieten()
+        quieten()
         self.every = checkpoints.every
         self.folder = checkpoints.folder.absolute()
         self.belongs_to = json.loads(json.dumps(belongs_to))
@@ -183,12 +130,10 @@ class Store:
         except OSError:
             self.lock.close()
             raise ValueError(f"{checkpoints.folder} is in use by another process") from None
-        preserved = [
-            LatestN(checkpoints.keep),
-            BestN(get_metric_fn=lambda metrics: metrics["return"], n=1),
-        ]
+        preserved = [LatestN(checkpoints.keep), BestN(get_metric_fn=score_of, n=1)]
         options = CheckpointManagerOptions(
-            multiprocessing_options=_alone(),
+            multiprocessing_options=alone(),
+            best_fn=score_of,  # without it scores are not on disk, and all are kept after a resume
             create=False,  # it is there; orbax refuses to make one for one process of several
             preservation_policy=AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,  # what a kill has left
@@ -204,7 +149,7 @@ class Store:
             ValueError: there are some, but of another population, or none of them is whole.
         """
         try:
-            saved = _newest(self.manager, self.folder, like, self.belongs_to)
+            saved = newest(self.manager, self.folder, like, self.belongs_to)
         except ValueError:
             self.close()
             raise
@@ -213,7 +158,7 @@ class Store:
         for step in self.manager.all_steps():
             if step > self.iteration:
                 self.manager.delete(step)
-        for _, stop, path in _pieces(self.folder):
+        for _, stop, path in pieces(self.folder):
             if stop > self.iteration:
                 path.unlink()
         return saved
@@ -280,164 +225,10 @@ class Store:
         self.lock.close()
 
 
-def exists(folder: Path) -> bool:
-    """Whether a folder of `Checkpoints` holds a checkpoint of any program."""
-    return any(folder.glob("*/[0-9]*"))
-
-
-def read(folder: Path, like: Any) -> Saved:
-    """The newest checkpoint of a folder that is whole, while nothing or something writes to it.
-
-    Raises: ValueError where there is none.
-    """
-    from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
-
-    folder = folder.absolute()
-    _quieten()
-    options = CheckpointManagerOptions(read_only=True, multiprocessing_options=_alone())
-    with CheckpointManager(folder, options=options) as manager:
-        saved = _newest(manager, folder, like, None)
-    if saved is None:
-        raise ValueError(f"{folder} holds no checkpoint")
-    return saved
-
-
-def _no_pages(record: logging.LogRecord) -> bool:
-    """False for what orbax logs at length: errors that it raises as well, tasks it forgets."""
-    return "orbax" not in record.pathname and "async_deserialize" not in record.getMessage()
-
-
-def _alone() -> Any:
-    """Options of orbax by which this process waits for no other."""
-    from orbax.checkpoint.options import MultiprocessingOptions
-
-    if jax.process_count() == 1:
-        return MultiprocessingOptions()
-    this = jax.process_index()
-    return MultiprocessingOptions(this, {this}, f"process {this}")
-
-
-def _quieten() -> None:
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_no_pages)
-
-
-def _newest(manager: Any, folder: Path, like: Any, belongs_to: Any) -> Saved | None:
-    steps = sorted(manager.all_steps(), reverse=True)
-    for step in steps:
-        try:
-            return _restore(manager, folder, step, like, belongs_to)
-        except _Foreign as error:
-            raise ValueError(f"{folder}: {error}") from None
-        except Exception as error:  # whatever a damaged file makes its reader raise
-            line = " ".join(str(error).split())[:200]
-            warnings.warn(
-                f"{folder / str(step)} is damaged ({type(error).__name__}: {line}); "
-                "falling back to the checkpoint before it",
-                stacklevel=2,
-            )
-    if steps:
-        raise ValueError(f"{folder}: none of its checkpoints can be read")
-    return None
-
-
-def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) -> Saved:
-    from orbax.checkpoint.args import Composite, JsonRestore
-
-    about = _opened(manager.restore(step, args=Composite(about=JsonRestore())).about)
-    theirs, ours = about["belongs_to"], belongs_to or about["belongs_to"]
-    other = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    if ENVIRONMENT in other and ENVIRONMENT not in theirs:
-        other.remove(ENVIRONMENT)  # earlier checkpoints do not say
-    if other:
-        raise _Foreign(f"saved with another {', '.join(sorted(other))}")
-    if about["jax"] != jax.__version__:
-        warnings.warn(
-            f"saved with jax {about['jax']}, going on with {jax.__version__}: "
-            "the same up to rounding",
-            stacklevel=2,
-        )
-    words = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if is_key(x) else x, like)
-    states = _read_states(manager, folder, step, words)
-    if checksum(states) != about["checksum"]:
-        raise ValueError("its checksum is another")
-    states = from_numpy(states, like)
-    return Saved(step, states, _history_until(folder, step), about["seconds"])
-
-
-def _read_states(manager: Any, folder: Path, step: int, like: Any) -> Any:
-    """Saved arrays in the structure of `like`, matched by the names of fields.
-
-    Fields that hold no array may have come or gone since. Raises _Foreign where others have.
-    """
-    from orbax.checkpoint import StandardCheckpointHandler
-    from orbax.checkpoint.args import Composite, StandardRestore
-
-    def by_name(tree: Any) -> dict[str, Any]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
-
-    stored = StandardCheckpointHandler().metadata(folder / str(step) / "states").tree
-    ours, theirs = ({(k, x.shape) for k, x in by_name(tree).items()} for tree in (like, stored))
-    other = sorted({name.split(".")[0] for name, _ in ours ^ theirs})
-    if other:
-        raise _Foreign(
-            f"saved by another version of jaxrl, whose states differ in {', '.join(other)}: "
-            "they cannot be read any more"
-        )
-    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
-    arrays = by_name(manager.restore(step, args=Composite(states=StandardRestore(target))).states)
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in by_name(like)])
-
-
-def _history_until(folder: Path, iteration: int) -> History:
-    """The history from the start to an iteration, without a gap."""
-    history, reached = None, 0
-    for first, stop, path in _pieces(folder):
-        if stop > iteration:
-            break
-        if first != reached:
-            raise ValueError(f"{path} begins at {first} instead of {reached}")
-        with path.open("rb") as file, np.load(file) as arrays:
-            new = History.from_arrays(dict(arrays), stop)
-        history = new if history is None else history.then(new)
-        reached = stop
-    if history is None or reached != iteration:
-        raise ValueError(f"{folder / HISTORY} ends at {reached} instead of {iteration}")
-    return history
-
-
-def _pieces(folder: Path) -> list[tuple[int, int, Path]]:
-    pieces = []
-    for path in (folder / HISTORY).glob("*.npz"):
-        first, stop = map(int, path.stem.split("-"))
-        pieces.append((first, stop, path))
-    return sorted(pieces)
-
-
-class _Foreign(Exception):
-    """A checkpoint of another population."""
-
-
-def checksum(tree: Any) -> int:
-    """CRC-32 of all arrays of a tree, in order, random keys as their words."""
-    value = 0
-    for array in jax.tree.leaves(to_numpy(tree)):
-        value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data, value)
-    return value
-
-
 def _sealed(content: dict[str, Any]) -> dict[str, Any]:
     """JSON with a checksum of its own: a flipped bit in it must not look like another run's."""
     text = json.dumps(content)
     return {"text": text, "checksum": zlib.crc32(text.encode())}
-
-
-def _opened(sealed: dict[str, Any]) -> dict[str, Any]:
-    if zlib.crc32(sealed["text"].encode()) != sealed["checksum"]:
-        raise ValueError("its description's checksum is another")
-    content: dict[str, Any] = json.loads(sealed["text"])
-    return content
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

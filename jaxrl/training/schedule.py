@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-CHUNKS = 100  # that a run is cut into, between which the host may act
-CHUNK_SECONDS = 10.0  # a chunk that lasts longer is cut again, but for the first, not yet timed
+CHUNKS = 100  # about as many as a run is cut into, between which the host may act
+FEWEST = 10  # that chunks are made longer for
+SHORTEST, LONGEST = 0.3, 10.0  # seconds of a chunk: each costs the host a few milliseconds
+ROWS = 4096  # iterations whose metrics a program holds, unless a hundredth of the run is more
 
 
 class Schedule(NamedTuple):
@@ -31,23 +34,33 @@ class Schedule(NamedTuple):
         return self.iterations if self.until is None else min(self.until, self.iterations)
 
     @property
-    def bounds(self) -> np.ndarray:
-        """Iterations between which the host acts, from 0 to the end of the whole run."""
-        chunks = max(1, self.evaluations) * max(1, round(CHUNKS / max(1, self.evaluations)))
-        return np.unique(np.round(np.linspace(0, self.iterations, chunks + 1)).astype(int))
+    def share(self) -> int:
+        """Iterations of a chunk that is neither too short nor too long."""
+        return math.ceil(self.iterations / CHUNKS)
 
     @property
     def length(self) -> int:
         """Iterations of the longest chunk."""
-        return int(np.diff(self.bounds).max())
+        return max(self.share, min(math.ceil(self.iterations / FEWEST), ROWS))
 
     def stop(self, t: int, rate: float) -> int:
-        """Where a chunk from iteration `t` ends, at `rate` iterations per second (inf: unknown)."""
-        bounds = self.bounds
-        limit = max(1, int(min(CHUNK_SECONDS * rate, self.length)))
-        return min(int(bounds[bounds > t][0]), t + limit, self.last)
+        """Where a chunk from iteration `t` ends, at `rate` iterations per second (inf: unknown).
+
+        The first is one iteration, and none is longer than all before it together: a run that is
+        asked to stop early on answers soon, however long an iteration takes.
+        """
+        limit = 1 if math.isinf(rate) else min(self.length, LONGEST * rate, t + 1)
+        wanted = max(self.share, SHORTEST * rate)
+        end = t + max(1, int(min(wanted, limit)))
+        evaluated = self.evaluated_at
+        return int(min([end, self.last, *evaluated[evaluated > t][:1]]))
+
+    @property
+    def evaluated_at(self) -> np.ndarray:
+        """The iterations after which there is an evaluation."""
+        ends = np.linspace(0, self.iterations, self.evaluations + 1)[1:]
+        return np.round(ends).astype(int)
 
     def evaluates(self, t: int) -> bool:
         """Whether there is an evaluation after iteration `t`."""
-        ends = np.linspace(0, self.iterations, self.evaluations + 1)[1:]
-        return t in np.round(ends).astype(int)
+        return t in self.evaluated_at

@@ -124,4 +124,4 @@ def _needed(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ValueError(f"{module} is not installed: pip install 'jaxrl[{extra}]'") from None
+        raise ValueError(f"{module} is not installed: pip install -e '.[{extra}]'") from None

@@ -64,7 +64,9 @@ def train(
         checkpoints: where to save during training. Where the folder has checkpoints of this run
             already, it is resumed from the newest.
         start: a run to continue, up to `agent.total_steps`. Its learning continues exactly where
-            it stopped; schedules follow the new `total_steps`.
+            it stopped; schedules follow the new `total_steps`. Where the agent learns from another
+            source by now, as from environments after recorded data, it is a run of its own that
+            starts from what was learnt, with fresh environments and an empty replay.
         until: stop after this iteration; schedules still follow `total_steps`.
         on_nan: "report" or "stop", where loss or parameters are not finite; see `jaxrl.sweep`.
         data_parallel: spread the environments over the local devices; gradients are of all of them.
@@ -89,19 +91,22 @@ def _saved(agent: Agent, start: Run) -> Saved:
 
     Raises: ValueError where nothing is left to do, or its state cannot train on.
     """
+    fresh = jax.eval_shape(agent.init, jax.random.key(0))
+    given, without, whole = [
+        str(jax.tree.structure(x)) for x in (start.state, agent.without_replay(fresh), fresh)
+    ]
+    if given not in (without, whole):
+        state = jax.jit(agent.adopt)(start.state)
+        return Saved(0, stack([state]), History.empty(1, 0), 0.0)
+    if given == without != whole:
+        raise ValueError(
+            f"{agent.name}: its replay memory was not kept (its population did not fit into "
+            "memory at once): continue from its checkpoint"
+        )
     first, taken = int(start.iteration), agent.env_steps(start.state)
     if first >= agent.num_iterations or (taken is not None and taken >= agent.total_steps):
         raise ValueError(
             f"{agent.name}: total_steps={agent.total_steps} leaves nothing to do after "
             f"iteration {first}; raise it with agent.replace(total_steps=...)"
-        )
-    fresh = jax.eval_shape(agent.init, jax.random.key(0))
-    given, without, whole = [
-        str(jax.tree.structure(x)) for x in (start.state, agent.without_replay(fresh), fresh)
-    ]
-    if given == without != whole:
-        raise ValueError(
-            f"{agent.name}: its replay memory was not kept (its population did not fit into "
-            "memory at once): continue from its checkpoint"
         )
     return Saved(first, stack([start.state]), History.empty(1, 0, first), 0.0)

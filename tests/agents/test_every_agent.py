@@ -1,13 +1,8 @@
-"""What every agent of the registry promises. A new one is under all of it by being registered.
+"""What every agent of the registry promises, as programs that are traced and not run.
 
-An agent is looked at in every *kind* of configuration that it accepts: discrete or continuous
-actions or images, environments or recorded data or both. The fast tests only trace; the slow ones
-compile a few tiny programs per agent. `TINY` gives sizes for the names that agents share; an agent
-with sizes of its own needs a line in `OWN`.
+A new agent is under all of it, and of test_every_run.py, by being registered.
 """
 
-import dataclasses
-import math
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,122 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gymnax.environments import spaces
 from jax.interpreters import partial_eval
 
 import agents
-import jaxrl
-from envs_jax.datasets import Recording
 from jaxrl import Agent
 from jaxrl.agent import Hyperparameter, Policy, memoryless, static, traced
 from jaxrl.training.members import stack_agents
-from tests.helpers import Toy, assert_close, assert_same, primitives
-from tests.probes import Probe, SignedLimit
+from tests.configurations import (
+    ENVS,
+    LENGTH,
+    NAMES,
+    changed,
+    configurations,
+    main_configuration,
+    other_values,
+)
+from tests.helpers import Toy, primitives
 
 KEY = jax.random.key(0)
-TINY = {
-    "num_envs": 2,
-    "num_steps": 4,
-    "num_epochs": 2,
-    "num_minibatches": 2,
-    "num_updates": 2,
-    "batch_size": 8,
-    "buffer_size": 64,
-    "learning_starts": 16,
-    "hidden_sizes": (4,),
-    "normalize_observations": True,
-    "normalize_rewards": True,
-}
-OWN: dict[str, dict[str, Any]] = {
-    "abs": {"min_steps": 4, "max_steps": 8},
-    "mixturesac": {"num_components": 2},
-    "softgac": {"bridge_width": 4, "bridge_steps": 2},
-}
-ITERATIONS = 6
-# What only says how long a run is.
-LENGTH = ("total_steps",)
-
-
-class Image(Probe):
-    """One-step episodes, seen as an image."""
-
-    def see(self, state):
-        return state.sign * jnp.ones((4, 4, 2))
-
-    def observation_space(self, params):
-        return spaces.Box(-10.0, 10.0, (4, 4, 2))
-
-
-ENVS = {
-    "discrete actions": SignedLimit(limit=3),
-    "continuous actions": SignedLimit(continuous=True, limit=3),
-    "images": Image(),
-}
-SOURCES = ("environments", "data", "both")
-KINDS = [(env, source) for env in ENVS for source in SOURCES]
-NAMES = tuple(agents.AGENTS)
-
-
-def dataset(env):
-    """Sixty random steps, of which some end an episode."""
-    rng = np.random.default_rng(0)
-    params = env.default_params
-    obs = rng.normal(size=(2, 60, *env.observation_space(params).shape)).astype(np.float32)
-    space = env.action_space(params)
-    discrete = hasattr(space, "n")
-    action = rng.integers(0, space.n, 60) if discrete else rng.uniform(-1.9, 1.9, (60, 1))
-    flags = rng.random((2, 60)) < 0.1
-    recording = Recording(
-        obs[0],
-        action.astype(np.int32 if discrete else np.float32),
-        rng.normal(size=60).astype(np.float32),
-        flags[0],
-        flags[1] & ~flags[0],
-        obs[1],
-    )
-    return recording.dataset(env, params)
-
-
-def make(name: str, env: str, source: str) -> Agent:
-    """The agent in one kind of configuration; ValueError where it does not accept that."""
-    cls = agents.get(name)
-    declared = {h.name for h in cls.hyperparameters()}
-    fields = {k: v for k, v in (TINY | OWN.get(name, {})).items() if k in declared}
-    if env == "images":
-        if "network" not in declared:
-            raise ValueError("no networks for images")
-        fields["network"] = "cnn"
-    if source != "environments":
-        if "data" not in {f.name for f in dataclasses.fields(cls)}:
-            raise ValueError("does not learn from data")
-        if source == "both" and "data_share" not in declared:
-            raise ValueError("does not collect")
-        fields["data"] = dataset(ENVS[env])
-        if source == "both":
-            fields["data_share"] = 0.5
-        else:  # what only collects has no effect
-            unused = cls(ENVS[env], ENVS[env].default_params, data=fields["data"]).unused()
-            fields = {k: v for k, v in fields.items() if k not in unused}
-    agent = cls(ENVS[env], ENVS[env].default_params, **fields)
-    return agent.replace(total_steps=agent.steps_per_iteration * ITERATIONS)
-
-
-@cache
-def configurations(name: str) -> dict[str, Agent]:
-    """All kinds that an agent accepts."""
-    accepted = {}
-    for env, source in KINDS:
-        try:
-            accepted[f"{env}, {source}"] = make(name, env, source)
-        except ValueError as error:
-            refusal = str(error)
-    assert accepted, refusal
-    return accepted
-
-
-def main_configuration(name: str) -> Agent:
-    """The first kind that it accepts: with environments, if it collects."""
-    return next(iter(configurations(name).values()))
 
 
 # One trace of everything an agent does ----------------------------------------------------------
@@ -261,30 +158,6 @@ def test_what_has_no_effect_is_refused(name):
                 assert not any(isinstance(x, Agent) for x in refused), (kind, h.name)
 
 
-def other_values(h: Hyperparameter, agent: Agent) -> list[Any]:
-    """Values to try instead of an agent's own."""
-    value = getattr(agent, h.name)
-    if h.type is bool:
-        return [not value]
-    if h.type is tuple:
-        return [(*value, 3), value[1:]]
-    if h.type is str:
-        assert isinstance(h.valid, tuple)
-        return [choice for choice in h.valid if choice != value]
-    if h.type is int:
-        return [v for v in (2 * value, value + 1, value // 2, 1, 2) if v != value]
-    finite = value if math.isfinite(value) else 10.0
-    return [v for v in (0.9 * finite, 1.1 * finite, 0.5 * finite, 0.5, 0.05, 1.5) if v != value]
-
-
-def changed(agent: Agent, h: Hyperparameter, value: Any) -> Agent | ValueError:
-    """The agent with another value, or why it refused it."""
-    try:
-        return agent.replace(**{h.name: value})
-    except ValueError as refusal:
-        return refusal
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_state_keeps_its_shapes(name):
     """A step's result is what the next step takes, to the dtype; a scan carries it."""
@@ -374,82 +247,3 @@ def faults_of(h: Hyperparameter, name: str) -> list[str]:
             return faults + (same if h.type is str or len(same) == len(others) else [])
     in_effect = any(h.name not in agent.unused() for _, agent, _ in each(name))
     return [f"{h.name}: no other value was accepted"] if in_effect else []
-
-
-# Slow: tiny runs --------------------------------------------------------------------------------
-
-
-class Runs(NamedTuple):
-    """An agent, its `fused` run as one compiled program, and what that gave."""
-
-    agent: Agent
-    fused: Any
-    state: Any
-    metrics: dict[str, Any]
-
-
-@pytest.fixture(scope="module", params=NAMES)
-def runs(request):
-    agent = main_configuration(request.param)
-    chex.clear_trace_counter()
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def fused(agent, key):
-        return jaxrl.fused(agent, key)
-
-    return Runs(agent, fused, *fused(agent, jax.random.key(2)))
-
-
-def other_settings(agent: Agent) -> Agent:
-    """Another value of every traced hyper-parameter that has an effect."""
-    changes = {}
-    for h in type(agent).hyperparameters():
-        if h.kind == "traced" and h.name not in agent.unused():
-            values = [v for v in other_values(h, agent) if isinstance(changed(agent, h, v), Agent)]
-            changes[h.name] = values[0]
-    return agent.replace(**changes)
-
-
-@pytest.mark.slow
-def test_nothing_is_traced_again_for_other_values(runs):
-    """chex raises at a second trace; that the numbers move shows that the values were read."""
-    other = other_settings(runs.agent)
-    state, _ = runs.fused(other, jax.random.key(3))
-    assert jax.tree.structure(other.learned(state)) == jax.tree.structure(
-        runs.agent.learned(runs.state)
-    )
-    with pytest.raises(AssertionError):
-        assert_same(other.learned(state), runs.agent.learned(runs.state))
-
-
-@pytest.mark.slow
-def test_learnt_numbers_and_metrics_are_finite(runs):
-    chex.assert_tree_all_finite(runs.agent.learned(runs.state))
-    taken = runs.agent.env_steps(runs.state)
-    last = ITERATIONS - 1 if taken is None else int(taken) // runs.agent.steps_per_iteration - 1
-    newest = {k: v[: last + 1] for k, v in runs.metrics.items()}
-    never = [k for k, v in newest.items() if not np.isfinite(v).any()]
-    assert not never, f"never a number: {never}"
-    assert not any(np.isinf(v).any() for v in newest.values())
-
-
-@pytest.mark.slow
-def test_members_are_single_runs(runs):
-    settings = [runs.agent, other_settings(runs.agent)]
-    together = jax.jit(jax.vmap(jaxrl.fused, in_axes=(runs.agent.axes(), None)))
-    results = together(stack_agents(settings), jax.random.key(2))
-    for i, agent in enumerate(settings):
-        alone = runs.fused(agent, jax.random.key(2))
-        member = jax.tree.map(lambda x, i=i: x[i], results)
-        assert_close(agent.learned(member[0]), agent.learned(alone[0]), 1e-3)
-        assert_close(member[1], alone[1], 1e-3)
-
-
-@pytest.mark.slow
-def test_chunks_are_the_fused_run_and_resuming_is_exact(runs):
-    whole = jaxrl.train(runs.agent, 2)
-    assert_close(whole.state, runs.state, 1e-3)
-    first = jaxrl.train(runs.agent, 2, until=ITERATIONS // 2)
-    assert first.iteration == ITERATIONS // 2
-    assert_same(jaxrl.train(runs.agent, start=first).state, whole.state)

@@ -19,6 +19,8 @@ from tests.envs_jax.test_envs import QUICK, check_time_limit, check_types, rollo
 with quiet():
     from brax.envs.base import State
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PENDULUM = "brax/inverted_pendulum"
 OTHERS = [
     id
@@ -132,12 +134,13 @@ def test_table(id):
 def test_backends(backend):
     env, params = envs_jax.make(PENDULUM, backend=backend)
     check_types(env, params)
-    check_traced(env, params)
     check_against_raw(env, params)
+    if backend == "mjx":  # whose gravity is kept elsewhere than in brax's own three
+        check_traced(env, params)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("id", ["brax/hopper", "brax/reacher", "mjx/hopper"])
+@pytest.mark.parametrize("id", ["brax/hopper", "brax/reacher"])
 def test_environments_step_as_brax_does(id):
     env, params = envs_jax.make(id)
     check_against_raw(env, params, num_steps=5)

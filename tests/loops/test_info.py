@@ -15,6 +15,8 @@ from jaxrl.parts.rollout import reset, rollout
 from tests.helpers import Toy
 from tests.probes import Probe
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(3)
 N, T = 6, 9
 RESETS = ("fresh", "pool", "cached")

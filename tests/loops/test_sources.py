@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrl
 from agents.off_policy.sac import SAC
 from agents.offline.bc import BC
 from jaxrl.loops.sources import Collected, Mixed, Recorded
@@ -110,6 +111,26 @@ def test_the_source_follows_from_data_and_share():
     recorded = SAC(ENV, ENV.default_params, data=records())
     assert isinstance(recorded.source(), Recorded)
     assert recorded.actors(recorded.init(KEY)) is None
+
+
+def test_what_was_learnt_offline_goes_on_online():
+    sizes = {"hidden_sizes": (8,), "batch_size": 16, "num_updates": 2}
+    offline = SAC(ENV, ENV.default_params, data=records(), total_steps=8, **sizes)
+    run = jaxrl.train(offline)
+    online = agent(temperature=0.5)
+    first = jaxrl.train(online, start=run, until=1)  # which does not learn yet
+    assert (first.iteration, first.agent.unit) == (1, "environment steps")
+    assert_same(first.state.learner, run.state.learner)
+    assert first.state.key != run.state.key
+    stored = np.asarray(first.state.source.replay.reward)
+    assert (stored[:2] == 1).all()
+    assert (stored[2:] == 0).all()
+    whole = jaxrl.train(online, start=first)
+    assert whole.iteration == 8
+    with pytest.raises(AssertionError):
+        assert_same(whole.state.learner.actor, run.state.learner.actor)
+    with pytest.raises(ValueError, match="sac: start is a run of another agent, or of other sizes"):
+        jaxrl.train(agent(hidden_sizes=(4,)), start=run)
 
 
 # Refused ----------------------------------------------------------------------------------------

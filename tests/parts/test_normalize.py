@@ -33,12 +33,12 @@ def test_a_large_mean_does_not_spoil_the_variance():
     assert moments.var == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("n", [1, 8, 1000])
-def test_moments_do_not_run_away_once_float32_cannot_count(n):
+@pytest.mark.parametrize(("n", "updates"), [(1, 20_000), (8, 20_000), (1000, 1_000)])
+def test_moments_do_not_run_away_once_float32_cannot_count(n, updates):
     """A count of 2^24 stands still when one is added; the variance then grew without end."""
     rng = np.random.default_rng(0)
     moments = RunningMoments(jnp.float32(2.0**34), jnp.float32(0), jnp.float32(1))
-    batches = jnp.asarray(rng.normal(0, 1, (20_000, n)), jnp.float32)
+    batches = jnp.asarray(rng.normal(0, 1, (updates, n)), jnp.float32)
     step = lambda moments, batch: (moments.update(batch), None)  # noqa: E731
     moments, _ = jax.jit(lambda m: jax.lax.scan(step, m, batches))(moments)
     assert moments.var == pytest.approx(1, abs=0.01)

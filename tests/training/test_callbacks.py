@@ -138,15 +138,27 @@ def test_a_function_is_one():
     assert [x.iteration for x in seen] == [5]
 
 
-def test_signals_are_noticed_and_given_back():
-    handler = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_noticed_and_given_back(which):
+    handler = signal.getsignal(which)
     with closing([signals := Signals()]):
         assert not signals.stops(progress())
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(which)
         assert signals.stops(progress())
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(which) is handler
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As under nohup."""
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with closing([signals := Signals()]):
+            signal.raise_signal(signal.SIGHUP)
+            assert not signals.stops(progress())
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
 
 @pytest.mark.parametrize("on_nan", ["report", "stop"])

@@ -13,10 +13,14 @@ from agents.on_policy.ppo import PPO
 from agents.value_based.abs import ABS
 from agents.value_based.pqn import PQN
 from jaxrl import Checkpoints
-from jaxrl.training.checkpoint import checksum
+from jaxrl.training import restore
+from jaxrl.training.history import History
+from jaxrl.training.identity import checksum
 from tests.helpers import Toy, assert_same
 from tests.probes import ActionChoice, Chain, Match
 from tests.records import bandit, make
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 class Killed(Exception):
@@ -79,6 +83,19 @@ def test_what_is_kept(tmp_path):
     assert kept[-3:] == [18, 19, 20]
     assert len(kept) in (3, 4)
     assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_the_best_is_kept_and_read_also_after_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(History, "score", lambda self: -abs(self.stop - 7))
+    checkpoints = Checkpoints(tmp_path, every=0, keep=2)
+    for iterations in (20, 22, 24):
+        run = jaxrl.train(toy(iterations=iterations), checkpoints=checkpoints)
+        assert {int(name) for name in files(tmp_path)} == {7, iterations - 1, iterations}
+    like = jax.tree.map(lambda x: x[None], run.state)
+    found = {name: restore.read(tmp_path, like, name).iteration for name in ("newest", "best", 23)}
+    assert found == {"newest": 24, "best": 7, 23: 23}
+    with pytest.raises(ValueError, match="no checkpoint 3: there are newest, best and 7, 23, 24"):
+        restore.read(tmp_path, like, 3)
 
 
 def test_saves_wait_for_their_time(tmp_path):

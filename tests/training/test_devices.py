@@ -18,6 +18,8 @@ from tests.probes import Chain
 from tests.records import bandit, make
 from tests.training.test_checkpoint import agents
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def ppo(**changes):
     env = Chain(limit=3)

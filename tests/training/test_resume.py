@@ -18,6 +18,8 @@ from jaxrl import Checkpoints
 from tests.helpers import arrays
 from tests.training.test_checkpoint import agents
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 JAXRL = [sys.executable, "-m", "experiments.command.cli"]
 KILLS = 20, 8  # in all, over so many runs
 
@@ -39,7 +41,9 @@ def worker(number, folder, cache):
     code = (
         "import sys, pickle, pathlib, jax\n"
         "jax.config.update('jax_num_cpu_devices', 2)\n"
+        "from jaxrl.training import schedule\n"
         "from tests.training import test_resume\n"
+        "schedule.SHORTEST = 0.0\n"  # a save for each iteration
         f"folder = pathlib.Path({str(folder)!r})\n"
         f"result = test_resume.work({number}, folder)\n"
         "(folder / 'result.pkl').write_bytes(pickle.dumps(result))\n"
@@ -109,8 +113,11 @@ FULL = """
 import sys
 import pathlib
 import jaxrl
+from jaxrl.training import schedule
 from tests.helpers import assert_same
 from tests.training.test_checkpoint import files, toy
+
+schedule.SHORTEST = 0.0  # a save for each iteration
 
 folder = pathlib.Path(sys.argv[1])
 checkpoints = jaxrl.Checkpoints(folder / "run", every=0)

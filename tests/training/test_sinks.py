@@ -95,5 +95,5 @@ def test_a_sink_that_cannot_write_ends_and_the_run_goes_on(tmp_path):
 
 def test_one_that_is_not_installed_is_a_line(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    with pytest.raises(ValueError, match=r"tensorboardX is not installed: pip install 'jaxrl\["):
+    with pytest.raises(ValueError, match=r"tensorboardX is not installed: pip install -e '\.\["):
         TensorBoard(tmp_path)

@@ -8,7 +8,7 @@ from gymnax.wrappers.purerl import GymnaxWrapper
 
 import envs_jax
 import jaxrl
-from jaxrl.training.checkpoint import describe
+from jaxrl.training.identity import describe
 from jaxrl.training.memory import plan
 from jaxrl.training.sinks import JsonLines
 from tests.helpers import Toy

@@ -149,6 +149,15 @@ def test_list(what, capsys):
     assert all(name in shown for name in expected.get(what, ["total_steps", "static", "traced"]))
 
 
+def test_list_shows_what_an_environment_takes(capsys):
+    assert main(["list", "CartPole-v1"]) == 0
+    shown = capsys.readouterr().out
+    assert "observation (4,), action Discrete(2), time limit 500" in shown
+    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines()[2:] if line.strip()}
+    assert rows["gravity"] == ["traced", "9.8"]
+    assert rows["sticky"] == ["static", "0"]
+
+
 def test_listings_show_brackets_as_they_are(capsys):
     """rich takes what stands in brackets for markup unless it is told not to."""
     assert main(["list", "softgac"]) == 0

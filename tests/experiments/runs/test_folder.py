@@ -1,12 +1,16 @@
 """Run folders: what a sweep leaves, and what reads it."""
 
 import json
+import shutil
+import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 
 import jaxrl
+from experiments.command.assemble import Request, assemble
 from experiments.command.cli import main
 from experiments.runs.folder import RunFolder
 
@@ -67,11 +71,10 @@ def test_run_folder(sweep_folder):
 def test_states_come_back_as_they_were(sweep_folder):
     """A member read from disk is the agent and the state that training it alone gives."""
     folder = RunFolder.open(sweep_folder)
-    (number, agent, state), *others = folder.members(1)
-    assert number == 1
+    (number, agent, state, setting, seed, iteration), *others = folder.members(1)
+    assert (number, seed, iteration) == (1, 1, 4)
     assert not others
-    assert folder.summary["members"][1]["seed"] == 1
-    assert folder.setting(1) == {
+    assert setting == {
         "learning_rate": pytest.approx(1e-4),
         "activation": "tanh",
         "env.gravity": 5.0,
@@ -101,6 +104,95 @@ def test_eval(sweep_folder, capsys):
     assert "member 16 is outside 0..15" in capsys.readouterr().err
 
 
+def test_a_run_that_was_killed_is_read_from_its_checkpoints(sweep_folder, tmp_path, capsys):
+    killed = shutil.copytree(sweep_folder, tmp_path / "killed")
+    whole = RunFolder.open(sweep_folder)
+    for name in ("summary.json", "metrics.npz", "curve.png"):
+        (killed / name).unlink()
+    folder = RunFolder.open(killed)
+    assert not folder.has_ended
+    assert folder.listing["checkpoints"] == whole.listing["checkpoints"]
+    pairs = [setting["members"] for setting in folder.listing["settings"]]
+    assert pairs == [[2 * i, 2 * i + 1] for i in range(8)]
+    for name, values in folder.metrics().items():
+        np.testing.assert_array_equal(values, whole.metrics()[name])
+    shown = []
+    for path in (killed, sweep_folder):
+        assert main(["eval", str(path), "--member", "9", "--episodes", "2"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert f"{killed} has not ended: these are its checkpoints" in shown[0]
+    assert shown[0].splitlines()[1:] == shown[1].splitlines()
+    assert main(["plot", str(killed)]) == 0
+    assert (killed / "curve.png").stat().st_size > 10_000
+    shutil.rmtree(killed / "checkpoints" / "1")  # the second program had not begun
+    assert len(list(RunFolder.open(killed).members())) == 8
+    shutil.rmtree(killed / "checkpoints")
+    assert main(["eval", str(killed)]) == 2
+    assert "has not ended, and nothing of it was saved yet" in capsys.readouterr().err
+
+
+def test_another_checkpoint_is_evaluated(sweep_folder, capsys):
+    words = ["eval", str(sweep_folder), "--member", "0", "--episodes", "2", "--checkpoint"]
+    assert main([*words, "4"]) == 0
+    assert main([*words, "best"]) == 0
+    assert main([*words, "3"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "holds no checkpoint 3: there are newest, best and " in error
+
+
+def experiment():
+    return assemble(Request("ppo", "CartPole-v1", steps=1024))
+
+
+def test_of_many_that_want_a_folder_one_gets_it(tmp_path):
+    wanted = experiment()
+    owners, refused = [], []
+    start, end = threading.Barrier(16), threading.Event()
+
+    def take(number):
+        start.wait()
+        try:
+            with RunFolder.create(tmp_path / "run", wanted, str(number)):
+                owners.append(number)
+                end.wait(20)
+        except ValueError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=take, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    while len(owners) + len(refused) < 16:
+        time.sleep(0.01)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert len(owners) == 1
+    assert set(refused) == {f"{tmp_path / 'run'} already holds a run: choose another --out"}
+    assert RunFolder.open(tmp_path / "run").config["command"] == str(owners[0])
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("failure", [RuntimeError("true cause"), KeyboardInterrupt()])
+def test_what_was_trained_stays_whatever_fails(failure, begun, tmp_path):
+    path = tmp_path / "run"
+
+    def fail():
+        with RunFolder.create(path, experiment(), "") as folder:
+            (path / "checkpoints" / "0" / "history").mkdir(parents=True)
+            (path / "tensorboard").mkdir()
+            (path / "tensorboard" / "events").touch()
+            folder.log.write_text('{"iteration": 1}\n' if begun else "")
+            raise failure
+
+    with pytest.raises(type(failure)) as raised:
+        fail()
+    assert raised.value is failure
+    assert path.exists() == begun
+    if begun:
+        names = {file.name for file in path.iterdir()}
+        assert names == {"checkpoints", "tensorboard", "log.jsonl", "config.json"}
+
+
 def test_plot_overlays_runs(sweep_folder, tmp_path, capsys):
     out = tmp_path / "both.png"
     assert main(["plot", str(sweep_folder), str(sweep_folder), "--out", str(out)]) == 0
@@ -120,7 +212,23 @@ def test_a_folder_of_a_newer_format_is_refused(tmp_path, capsys):
         assert "written by a newer version of jaxrl (format 2, this version reads up to 1)" in error
 
 
-def test_a_run_that_has_not_ended_is_told(tmp_path, capsys):
-    (tmp_path / "config.json").write_text("{}")
-    assert main(["eval", str(tmp_path)]) == 2
-    assert f"{tmp_path} has not ended: it has no summary.json" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "is not a run"),
+        ("[1]", "is not a run"),
+        ("[" * 100_000, "is not a run"),
+        ("\x00\xff", "is not a run"),
+        ('{"agent": "ppo"}', "another version of jaxrl: too old, without 'env'"),
+        (None, "seeds='3' in config.json is damaged, it should be of type list"),
+    ],
+)
+def test_a_damaged_configuration_is_told(text, line, sweep_folder, tmp_path, capsys):
+    config = json.loads((sweep_folder / "config.json").read_text())
+    damaged = json.dumps(config | {"seeds": 3}) if text is None else text
+    (tmp_path / "config.json").write_bytes(damaged.encode("latin1"))
+    for words in (["eval"], ["plot"], ["watch"], ["train", "--resume"]):
+        assert main([*words, str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert line in error
+        assert error.count("\n") == 1

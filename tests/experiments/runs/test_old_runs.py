@@ -12,7 +12,7 @@ import jaxrl
 from experiments.command.cli import main
 from experiments.runs.folder import RunFolder
 from jaxrl import Tag, derive
-from jaxrl.training import checkpoint
+from jaxrl.training import restore
 
 OLD_RUNS = Path(__file__).parent.parent / "old_runs"
 NAMES = ["ppo", "sweep", "sac", "bc"]
@@ -45,7 +45,7 @@ def test_they_are_drawn_and_watched(name, old_run, capsys):
 def test_their_agents_act_as_they_did(name, member, old_run):
     """With the keys of the final evaluation, a member read back reaches the same returns."""
     folder = RunFolder.open(old_run(name))
-    ((number, agent, state),) = folder.members(member)
+    ((number, agent, state, *_),) = folder.members(member)
     assert number == member
     evaluation = jaxrl.evaluate(agent, state, derive(state.key, Tag.TEST, 0), episodes=2)
     np.testing.assert_array_equal(evaluation.returns, folder.metrics()["final_returns"][member])
@@ -88,7 +88,7 @@ def test_states_with_other_fields_are_refused(old_run):
     folder = RunFolder.open(old_run("ppo"))
     like = {"key": jax.random.split(jax.random.key(0)), "source": np.zeros(2)}
     with pytest.raises(ValueError, match=r"another version of jaxrl, whose states differ in act"):
-        checkpoint.read(folder.checkpoints / "0", like)
+        restore.read(folder.checkpoints / "0", like)
 
 
 def test_what_is_older_still_is_refused(old_run, capsys):

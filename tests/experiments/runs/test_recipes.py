@@ -9,6 +9,8 @@ import pytest
 from experiments.command.assemble import Request, assemble
 from experiments.runs import recipes
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 BRAX = "sac/brax/inverted_pendulum"
 
 

@@ -10,6 +10,8 @@ from experiments.command import cli
 from experiments.studies import reproduce, study
 from experiments.studies.claims import HOLDS, UNDECIDED
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def test_lists_the_studies(capsys):
     assert cli.main(["reproduce"]) == 0
