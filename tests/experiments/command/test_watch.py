@@ -6,7 +6,10 @@ from experiments.command.cli import main
 
 
 def test_watch_shows_a_run_that_goes_on(tmp_path, capsys):
-    (tmp_path / "config.json").write_text("{}")
+    config = {"agent": "ppo", "env": "CartPole-v1", "env_options": {}, "env_params": {}}
+    config |= {"hyperparameters": {}, "settings": [{}], "seeds": [0], "data": None}
+    config |= {"evaluations": 0, "episodes": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["watch", str(tmp_path)]) == 0
     assert "nothing to show yet" in capsys.readouterr().out
     lines = [
