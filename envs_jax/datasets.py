@@ -23,7 +23,7 @@ import numpy as np
 
 from envs_jax.recording import REFERENCES, Recording, arrays_of, join, subsample
 
-__all__ = ["Recording", "blank", "join", "read", "read_all", "subsample", "write"]
+__all__ = ["Recording", "blank", "env_of", "join", "read", "read_all", "subsample", "write"]
 
 ROUNDING = 1e-4  # how far actions may lie outside their box unmentioned, in half-widths
 SLACK = 1e-2  # how far they may lie outside at all, to be clipped
@@ -67,6 +67,25 @@ def read(
         recording.info.update(random_return=float(reference[0]), expert_return=float(reference[1]))
     _check(str(source), recording, env, env_params)
     return _clipped(str(source), recording, env.action_space(env_params))
+
+
+def env_of(source: str | Path) -> str | None:
+    """The environment that a file says it is of, where it does.
+
+    Raises: ValueError, one line: no such file, or not readable.
+    """
+    import h5py
+
+    if str(source).startswith("minari:"):
+        return None
+    if not Path(source).is_file():
+        raise ValueError(f"{source}: no such file")
+    try:
+        with h5py.File(source) as file:
+            name = _plain(file.attrs.get("env"))
+    except (OSError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{source}: not a readable HDF5 file ({error})") from None
+    return name if isinstance(name, str) else None
 
 
 def read_all(

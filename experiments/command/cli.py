@@ -1,4 +1,4 @@
-"""The `jaxrl` command: train, sweep, collect, eval, watch, plot, list, reproduce.
+"""The `jaxrl` command: train, sweep, collect, data, eval, watch, plot, list, reproduce.
 
 Only the command that is asked for imports what it needs, so that `--help` and the listings answer
 at once. Bad input ends with one line on standard error and exit status 2, nothing compiled.
@@ -100,6 +100,13 @@ def collect_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def data_command(args: argparse.Namespace) -> int:
+    from experiments.command.data import data
+
+    data(args)
+    return 0
+
+
 def eval_command(args: argparse.Namespace) -> int:
     import jaxrl
 
@@ -153,6 +160,7 @@ COMMANDS = {
     "train": train_command,
     "sweep": train_command,
     "collect": collect_command,
+    "data": data_command,
     "eval": eval_command,
     "watch": watch_command,
     "plot": plot_command,

@@ -222,6 +222,19 @@ def add_collect(command: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="folder (default: data/ENV)")
 
 
+def add_data(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("files", metavar="FILE", nargs="+", help="HDF5 in D4RL's layout, or minari:ID")
+    add("--env", metavar="ENV", help="of which it is (default: as the file says)")
+    add("--gamma", type=discount, default=0.99, help="of the value of first states (default: 0.99)")
+    add(
+        "--reference",
+        metavar="RANDOM,EXPERT",
+        type=two_numbers,
+        help="returns between which scores are normalised (default: as the data says)",
+    )
+
+
 def add_eval(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run", metavar="DIR", type=Path)
@@ -270,6 +283,7 @@ COMMANDS = {
     "train": (add_train, "train one setting, with one seed or several"),
     "sweep": (add_sweep, "train every setting of a grid, or of a random search"),
     "collect": (add_collect, "train an agent and record D4RL-style datasets"),
+    "data": (add_data, "show what recorded data holds: episodes, returns, coverage"),
     "eval": (add_eval, "evaluate the trained agents of a run"),
     "watch": (add_watch, "show the curves of a run during training or after it"),
     "plot": (add_plot, "draw the learning curves of one or several runs"),
@@ -310,6 +324,17 @@ def nbytes(text: str) -> int:
 def checkpoint(text: str) -> str | int:
     """Which checkpoint: "newest", "best" or the iteration after which it was saved."""
     return text if text in ("newest", "best") else natural(text)
+
+
+def discount(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
 
 
 def two_numbers(text: str) -> tuple[float, float]:
