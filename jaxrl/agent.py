@@ -269,6 +269,14 @@ class Agent:
         """How the agent acts: by its mode, or by sampling if not deterministic."""
         raise NotImplementedError
 
+    def log_prob(self, state: Any, obs: jax.Array, action: jax.Array) -> jax.Array | None:
+        """Log-probability () of an action at one observation under the sampled policy.
+
+        Actions are integers, or within [-1, 1] where continuous, whose density this is. None where
+        the policy has none: it has a memory, or its samples are clipped to the box.
+        """
+        return None
+
     @property
     def action_space(self) -> Any:
         return self.env.action_space(self.env_params)

@@ -177,6 +177,12 @@ class AWAC(Learner):
 
     # Acting -----------------------------------------------------------------------------------
 
+    def log_prob(self, state: LearnerState, obs: jax.Array, action: jax.Array) -> jax.Array | None:
+        if not self.discrete:
+            return None  # samples are clipped to the box
+        obs = self.normalize(state.obs_moments, obs)
+        return self.distribution(state.learner.actor, obs).log_prob(action)
+
     def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
         """The mode of the policy, or a sample, within the box."""
 

@@ -12,6 +12,7 @@ from jaxrl import spaces
 from jaxrl.agent import Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.loops.sources import Recorded, Source
+from jaxrl.parts.distributions import Categorical
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import descend
 from jaxrl.parts.replay import Batch
@@ -83,6 +84,12 @@ class BC(Learner):
         return BCLearner(params, opt_state), {"loss": loss}
 
     # Acting -----------------------------------------------------------------------------------
+
+    def log_prob(self, state: LearnerState, obs: jax.Array, action: jax.Array) -> jax.Array | None:
+        if not self.discrete:
+            return None  # it does not sample
+        obs = self.normalize(state.obs_moments, obs)
+        return Categorical(self.make_network().apply(state.learner.params, obs)).log_prob(action)
 
     def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
         """The likeliest action; sampled by likelihood where discrete and not deterministic."""

@@ -320,6 +320,10 @@ class CQL(Learner):
     ) -> jax.Array:
         return self.distribution(learner.actor, obs).sample(key)
 
+    def log_prob(self, state: LearnerState, obs: jax.Array, action: jax.Array) -> jax.Array:
+        obs = self.normalize(state.obs_moments, obs)
+        return self.distribution(state.learner.actor, obs).log_prob(action)
+
     def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
         """The mode of the policy, or a sample."""
 

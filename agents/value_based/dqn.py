@@ -14,7 +14,7 @@ from jax import lax
 from jaxrl import spaces
 from jaxrl.agent import Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
-from jaxrl.parts.distributions import epsilon_greedy
+from jaxrl.parts.distributions import epsilon_greedy, epsilon_greedy_log_prob
 from jaxrl.parts.losses import action_value, q_targets
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import clipped_adam, copy_of, descend, linear_schedule, polyak
@@ -127,6 +127,10 @@ class DQN(Learner):
             self.epsilon_start, self.epsilon_end, progress, self.epsilon_fraction
         )
         return epsilon_greedy(key, self.q_values(learner.params, obs), epsilon)
+
+    def log_prob(self, state: LearnerState, obs: jax.Array, action: jax.Array) -> jax.Array:
+        q = self.q_values(state.learner.params, self.normalize(state.obs_moments, obs))
+        return epsilon_greedy_log_prob(q, action, self.epsilon_end)
 
     def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
         """Greedy, or with `epsilon_end` random actions if not deterministic."""

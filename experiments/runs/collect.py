@@ -12,6 +12,7 @@ during training. The sets are in D4RL's layout, but not D4RL's: scores on them a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -123,7 +124,7 @@ def record(agent: Any, state: Any, key: jax.Array, size: int) -> Recording:
     flat = {  # (pieces, T, N, ...) -> (N * pieces * T, ...)
         name: np.moveaxis(x.reshape(-1, *x.shape[2:]), 1, 0).reshape(-1, *x.shape[3:])
         for name, x in steps._asdict().items()
-        if name not in ("extras", "info")
+        if name != "info" and x is not None
     }
     last = np.arange(pieces * ROLLOUT - 1, num_envs * pieces * ROLLOUT, pieces * ROLLOUT)
     stopped = np.zeros(size, bool)
@@ -140,21 +141,25 @@ def record(agent: Any, state: Any, key: jax.Array, size: int) -> Recording:
         (truncated | stopped) & ~terminated,
         next_obs,
         stopped=stopped,
+        log_prob=flat["extras"][:size] if "extras" in flat else None,
     )
 
 
 @partial(jax.jit, static_argnames=("pieces", "num_envs"))
 def _record(agent: Any, state: Any, key: jax.Array, *, pieces: int, num_envs: int) -> Any:
     env, env_params = agent.env, agent.env_params
+    space = env.action_space(env_params)
     reset_key, key = jax.random.split(key)
 
     def act(obs: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
         if state is None:
-            action = uniform(env.action_space(env_params), key, num_envs)
-        else:
-            policy: Callable[..., Any] = agent.policy(state, deterministic=False)
-            action = jax.vmap(policy)(obs, jax.random.split(key, num_envs))
-        return action, action, ()
+            action = uniform(space, key, num_envs)
+            return action, action, jnp.full(num_envs, uniform_log_prob(space))
+        policy: Callable[..., Any] = agent.policy(state, deterministic=False)
+        action = jax.vmap(policy)(obs, jax.random.split(key, num_envs))
+        own = action if spaces.is_discrete(space) else spaces.from_box(space, action)
+        log_prob = jax.vmap(partial(agent.log_prob, state))(obs, own)
+        return action, action, log_prob
 
     def piece(actors: Any, key: jax.Array) -> Any:
         actors, steps, _ = rollout(key, env, env_params, actors, act, ROLLOUT)
@@ -170,6 +175,12 @@ def uniform(space: Any, key: jax.Array, num: int) -> jax.Array:
     if spaces.is_discrete(space):
         return jax.random.randint(key, (num,), 0, size)
     return spaces.to_box(space, jax.random.uniform(key, (num, size), minval=-1, maxval=1))
+
+
+def uniform_log_prob(space: Any) -> float:
+    """Log-probability of each of them; where continuous, their density within [-1, 1]."""
+    size = spaces.action_size(space)
+    return -math.log(size) if spaces.is_discrete(space) else -size * math.log(2)
 
 
 def check_folder(out: Path, env_id: str) -> None:

@@ -162,6 +162,12 @@ class OnPolicy(Agent):
 
     # Acting -----------------------------------------------------------------------------------
 
+    def log_prob(self, state: OnPolicyState, obs: jax.Array, action: jax.Array) -> Any:
+        if not self.discrete:
+            return None  # samples are clipped to the box
+        dist = self.distribution(state.params, self.normalize(state.obs_moments, obs))
+        return dist.log_prob(action)
+
     def policy(self, state: OnPolicyState, deterministic: bool = True) -> Policy:
         """The mode of the policy, or a sample."""
 

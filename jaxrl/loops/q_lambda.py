@@ -8,7 +8,7 @@ import jax
 
 from jaxrl import spaces
 from jaxrl.agent import Agent, Policy, Tag, derive, memoryless, static, traced
-from jaxrl.parts.distributions import epsilon_greedy
+from jaxrl.parts.distributions import epsilon_greedy, epsilon_greedy_log_prob
 from jaxrl.parts.optimize import linear_schedule
 from jaxrl.parts.returns import bootstrap_values, lambda_returns
 from jaxrl.parts.rollout import Actors, Transition, reset, rollout
@@ -106,6 +106,10 @@ class QLambda(Agent):
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
     # Acting -----------------------------------------------------------------------------------
+
+    def log_prob(self, state: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
+        q = self.q_values(state.params, self.encode(obs))
+        return epsilon_greedy_log_prob(q, action, self.epsilon_end)
 
     def policy(self, state: Any, deterministic: bool = True) -> Policy:
         """Greedy, or with `epsilon_end` random actions if not deterministic."""

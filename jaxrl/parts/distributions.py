@@ -42,6 +42,19 @@ def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> 
     return jnp.where(explore, random, q.argmax(-1))
 
 
+def epsilon_greedy_log_prob(
+    q: jax.Array, action: jax.Array, epsilon: jax.Array | float
+) -> jax.Array:
+    """Log-probability of actions (...) that `epsilon_greedy` takes for q (..., A).
+
+    >>> q = jnp.array([1.0, 3.0])
+    >>> [round(float(jnp.exp(epsilon_greedy_log_prob(q, a, 0.1))), 3) for a in (0, 1)]
+    [0.05, 0.95]
+    """
+    greedy = (action == q.argmax(-1)).astype(q.dtype)
+    return jnp.log(epsilon / q.shape[-1] + (1 - epsilon) * greedy)
+
+
 def project_to_atoms(probs: jax.Array, places: jax.Array, atoms: jax.Array) -> jax.Array:
     """Mass `probs` (B, M) at `places` (B, M) moved to the evenly spaced `atoms` (A,) around it.
 

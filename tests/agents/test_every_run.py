@@ -1,9 +1,11 @@
 """What every agent of the registry promises, as tiny runs: a few compiled programs each."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -92,3 +94,20 @@ def test_chunks_are_the_fused_run_and_resuming_is_exact(runs):
     first = jaxrl.train(runs.agent, 2, until=ITERATIONS // 2)
     assert first.iteration == ITERATIONS // 2
     assert_same(jaxrl.train(runs.agent, start=first).state, whole.state)
+
+
+def test_probabilities_of_actions_add_up_to_one(runs):
+    """Of agents that know them: over all actions, or over the box by quadrature."""
+    agent, state = runs.agent, runs.state
+    if agent.discrete:
+        actions, weights = jnp.arange(agent.action_space.n), 1.0
+    else:
+        assert agent.action_space.shape == (1,)
+        edges = jnp.tanh(jnp.linspace(-9, 9, 20_001))
+        actions, weights = ((edges[1:] + edges[:-1]) / 2)[:, None], jnp.diff(edges)
+    for obs in (jnp.full(agent.obs_shape, x) for x in (-1.0, 0.5)):
+        log_probs = jax.vmap(partial(agent.log_prob, state, obs))(actions)
+        if log_probs is not None:
+            assert float((jnp.exp(log_probs) * weights).sum()) == pytest.approx(1, abs=1e-3)
+    if log_probs is None:
+        assert runs.agent.name in ("softgac", "td3bc", "bc", "iql", "awac")

@@ -7,6 +7,7 @@ import pytest
 
 from envs_jax import datasets
 from envs_jax.recording import Recording, arrays_of
+from jaxrl.parts import ope
 
 
 def recording(lengths, ended=True, info=None, **changes):
@@ -71,3 +72,35 @@ def test_a_part_is_of_entire_episodes_and_always_the_same():
 def test_discounted_returns():
     found = recording([2, 3]).discounted_returns(0.5)
     np.testing.assert_allclose(found, [0.5, 2 + 0.5 * 3 + 0.25 * 4])
+
+
+def two_armed(behaviour=(0.25, 0.75), lengths=(1, 1, 1, 1, 2)):
+    """Arm 0 pays 1, arm 1 pays 3, pulled as often as `behaviour` says; the last is a fragment."""
+    action = np.array([0, 1, 1, 1, 0, 0], np.int32)
+    reward = np.where(action == 0, 1, 3).astype(np.float32)
+    last = np.isin(np.arange(6), np.cumsum(lengths) - 1)
+    stopped = np.arange(6) == 5
+    known = np.log(np.asarray(behaviour, np.float32))[action]
+    obs = np.zeros((6, 1), np.float32)
+    return Recording(obs, action, reward, last & ~stopped, stopped, obs, {}, stopped, known)
+
+
+def test_off_policy_evaluation_of_a_recording_is_exact_where_its_frequencies_are():
+    target = np.log(np.array([0.5, 0.5], np.float32))
+    steps = two_armed()
+    arrays = steps.ope_arrays(target[steps.action])
+    assert arrays.mask.shape == (4, 1)  # whole episodes alone
+    for estimate in (ope.importance_sampling, ope.per_decision):
+        assert estimate(*arrays, gamma=0.9) == pytest.approx(0.5 * 1 + 0.5 * 3)
+    with pytest.raises(ValueError, match=r"log_prob is of shape \(2,\), not \(6,\)"):
+        steps.ope_arrays(target)
+    with pytest.raises(ValueError, match="does not hold the log-probabilities"):
+        dataclasses.replace(steps, log_prob=None).ope_arrays(target[steps.action])
+
+
+def test_episodes_of_unlike_length_are_padded():
+    steps = recording([2, 3], log_prob=np.full(5, -1.0))
+    arrays = steps.ope_arrays(np.arange(5.0))
+    np.testing.assert_array_equal(arrays.mask, [[True, True, False], [True, True, True]])
+    np.testing.assert_array_equal(arrays.reward, [[0, 1, 0], [2, 3, 4]])
+    np.testing.assert_array_equal(arrays.log_ratio, [[1, 2, 0], [3, 4, 5]])

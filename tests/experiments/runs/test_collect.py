@@ -10,6 +10,7 @@ import envs_jax
 from envs_jax import datasets
 from experiments.command.cli import main
 from experiments.runs import collect
+from jaxrl.parts.ope import per_decision
 
 
 @pytest.mark.slow
@@ -38,6 +39,13 @@ def test_collected_data_is_learnt_from(tmp_path, monkeypatch, capsys):
         10_000,
         5000,
     ]
+    np.testing.assert_allclose(recordings["random"].log_prob, -np.log(2), rtol=1e-6)
+    medium = recordings["medium"]
+    assert medium.log_prob.max() <= 0
+    assert medium.log_prob.min() < medium.log_prob.max()
+    arrays = medium.ope_arrays(medium.log_prob)  # of itself: the mean return of whole episodes
+    value = float(per_decision(*arrays, gamma=1.0))
+    assert value == pytest.approx(medium.whole_returns.mean(), rel=1e-4)
     score = {k: float(np.mean(r.score(r.episode_returns))) for k, r in recordings.items()}
     assert abs(score["random"]) < 5
     assert score["random"] < score["medium"] < score["expert"]
