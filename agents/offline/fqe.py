@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrl import spaces
@@ -17,6 +18,8 @@ from jaxrl.parts.losses import action_value, td_target
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
+
+ROWS = 4096  # states that are valued at once
 
 
 class FQELearner(NamedTuple):
@@ -117,12 +120,19 @@ class FQE(Learner):
     # Acting -----------------------------------------------------------------------------------
 
     def value(self, state: LearnerState, key: jax.Array) -> jax.Array:
-        """The target policy's mean value of the states that recorded episodes began in."""
+        """The target policy's mean value of the states that recorded episodes began in.
+
+        For the host: how many those are must be known.
+        """
         assert self.data is not None
-        ended = self.data.terminated | self.data.truncated
-        first = jnp.concatenate([jnp.ones(1, bool), ended[:-1]])
-        q = self.q_value(state.learner.params, self.data.obs, self.act(self.data.obs, key))
-        return jnp.where(first, q, 0).sum() / first.sum()
+        ended = np.asarray(self.data.terminated | self.data.truncated)
+        first = np.flatnonzero(np.append(True, ended[:-1]))
+        keys = jax.random.split(key, -(-len(first) // ROWS))
+        total = jnp.zeros((), jnp.float32)
+        for i, key in enumerate(keys):
+            obs = self.data.obs[first[i * ROWS : (i + 1) * ROWS]]
+            total += self.q_value(state.learner.params, obs, self.act(obs, key)).sum()
+        return total / len(first)
 
     def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
         """The policy that is evaluated."""

@@ -111,9 +111,14 @@ def eval_command(args: argparse.Namespace) -> int:
     import jaxrl
 
     jaxrl.use_compilation_cache()
-    from experiments.command.evaluate import evaluate
+    if args.data:
+        from experiments.command.values import values
 
-    evaluate(args)
+        values(args)
+    else:
+        from experiments.command.evaluate import evaluate
+
+        evaluate(args)
     return 0
 
 

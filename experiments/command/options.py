@@ -243,6 +243,15 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
     add("--stochastic", action="store_true", help="sample actions instead of taking the best")
     add(
+        "--data",
+        metavar="FILE",
+        action="append",
+        help="no episodes: the policies' value from recorded data, by fitted Q evaluation; with "
+        "--stochastic by importance sampling as well",
+    )
+    add("--gamma", type=discount, default=0.99, help="of that value (default: 0.99)")
+    add("--steps", type=positive, default=20_000, help="gradient steps for it (default: 20,000)")
+    add(
         "--checkpoint",
         metavar="newest | best | ITERATION",
         type=checkpoint,
