@@ -36,6 +36,7 @@ class PQN(QLambda):
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of the hidden layers")
     residual_blocks: int = static(0, "[0, inf)", "multi-skip blocks after them (5 and 10 in ABS)")
     layer_norm: bool = static(True, None, "LayerNorm before each activation")
+    output_norm: bool = static(False, None, "LayerNorm of Q, as ABS's residual networks have it")
 
     # Networks ---------------------------------------------------------------------------------
 
@@ -64,6 +65,7 @@ class PQN(QLambda):
             conv_features=16 if self.network == "cnn" else 0,
             layer_norm=self.layer_norm,
             residual_blocks=self.residual_blocks,
+            output_norm=self.output_norm,
         )
 
     def q_values(self, params: Any, obs: jax.Array) -> jax.Array:

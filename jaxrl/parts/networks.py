@@ -28,6 +28,7 @@ class Network(nn.Module):
         residual_blocks: multi-skip residual blocks on the last hidden width (Park 2026):
             h <- ReLU(h + LN(W2 ReLU(LN(W1 h)))) + g, where g is the body's input.
         output_scale: gain of the head's orthogonal weights.
+        output_norm: an affine LayerNorm of the head's outputs (Park 2026's released code).
         dropout: share of each hidden layer's outputs that are set to 0, and the others scaled up
             for it, while `training`, by the key `rngs={"dropout": key}` (Srivastava et al. 2014).
 
@@ -45,6 +46,7 @@ class Network(nn.Module):
     layer_norm: bool = False
     residual_blocks: int = 0
     output_scale: float = 1.0
+    output_norm: bool = False
     dropout: float = 0.0
 
     @nn.compact
@@ -70,7 +72,8 @@ class Network(nn.Module):
         for _ in range(self.residual_blocks):
             inner = nn.relu(nn.LayerNorm()(dense(x.shape[-1], x)))
             x = nn.relu(x + nn.LayerNorm()(dense(x.shape[-1], inner))) + skip
-        return nn.Dense(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
+        x = nn.Dense(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
+        return nn.LayerNorm()(x) if self.output_norm else x
 
 
 class BatchRenorm(nn.Module):

@@ -65,10 +65,10 @@ def layer_norm(x, weights):
     return centred * weights["scale"] + weights["bias"]
 
 
-def test_residual_blocks_follow_their_formula():
-    network = Network(
-        2, obs_ndim=1, hidden_sizes=(6,), activation="relu", layer_norm=True, residual_blocks=2
-    )
+@pytest.mark.parametrize("output_norm", [False, True])
+def test_residual_blocks_follow_their_formula(output_norm):
+    options = {"activation": "relu", "layer_norm": True, "residual_blocks": 2}
+    network = Network(2, obs_ndim=1, hidden_sizes=(6,), output_norm=output_norm, **options)
     obs = jax.random.normal(KEY, (4, 3))
     params = init(network, obs[0])
     # Away from their first values, scale 1 and bias 0, which would hide a wrong order.
@@ -88,7 +88,8 @@ def test_residual_blocks_follow_their_formula():
     h = g = relu(norm(0, dense(0, np.asarray(obs))))
     for i in (1, 3):
         h = relu(h + norm(i + 1, dense(i + 1, relu(norm(i, dense(i, h)))))) + g
-    np.testing.assert_allclose(apply(network, params, obs), dense(5, h), rtol=1e-4, atol=1e-4)
+    expected = norm(5, dense(5, h)) if output_norm else dense(5, h)
+    np.testing.assert_allclose(apply(network, params, obs), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_start_orthogonal_and_biases_at_zero():
