@@ -8,6 +8,7 @@ Importing this package imports no environment library; `make` imports the suite 
 """
 
 import importlib
+import math
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from envs_jax.catalogue import check_id, describe, list_envs, unknown
 
 __all__ = ["describe", "list_envs", "make", "options"]
 
+MOST = 10_000  # of an option that is a size
 _RESETS = ("fresh", "pool", "cached")
 
 
@@ -41,6 +43,7 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
     for option in options:
         if option not in defaults:
             raise ValueError(f"{id}: {unknown('option', option, defaults)}")
+        _check_kind(id, option, options[option], defaults[option])
     # Defaults are filled in, so that one passed by name gives the same environment as one omitted.
     filled = {option: _hashable(value) for option, value in (defaults | options).items()}
     if filled["resets"] not in _RESETS:
@@ -49,11 +52,31 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
         raise ValueError(f"{id}: end_broken={filled['end_broken']} is not true or false")
     if not isinstance(filled["pool_size"], int) or filled["pool_size"] < 1:
         raise ValueError(f"{id}: pool_size={filled['pool_size']} is not a whole number from 1 up")
+    changed = {name: x for name, x in options.items() if x != defaults[name]}
     try:
-        env = _build(module.build, id, tuple(sorted(filled.items())))
-    except (TypeError, NotImplementedError) as error:
-        raise ValueError(f"{id}: {error}") from error
+        env = _build(module.build, id, tuple(sorted(filled.items())), bool(changed))
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a constructor or a first reset makes of its options
+        line = " ".join(str(error).split())[:150]
+        raise ValueError(f"{id}: {changed} cannot be: {type(error).__name__}: {line}") from None
     return env, env.default_params
+
+
+def _check_kind(id: str, name: str, value: Any, default: Any) -> None:
+    """Raise ValueError where an option is not of its default's kind, or of no size that can be."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        fits, kind = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        fits = is_number and value == int(value) and 0 <= value <= MOST if is_number else False
+        kind = f"a whole number from 0 to {MOST:,}"
+    elif isinstance(default, float):
+        fits, kind = is_number and math.isfinite(value), "a number"
+    else:
+        fits, kind = not is_number or default is None, "a word"
+    if not fits and name not in ("resets", "pool_size", "end_broken"):
+        raise ValueError(f"{id}: {name}={value!r} is not {kind}")
 
 
 def options(id: str) -> dict[str, Any]:
@@ -79,14 +102,23 @@ _MODULES = {
 
 
 @cache
-def _build(build: Any, id: str, options: tuple[tuple[str, Any], ...]) -> Any:
+def _build(build: Any, id: str, options: tuple[tuple[str, Any], ...], try_out: bool) -> Any:
     settings = dict(options)
     own = {name: settings.pop(name) for name in ("resets", "pool_size", "end_broken")}
     suite, _, name = id.rpartition("/")
     env = build(suite, name, **settings)
     for name_of_option, value in own.items():
         setattr(env, name_of_option, value)
+    if try_out:
+        _try_out(env)
     return env
+
+
+def _try_out(env: Any) -> None:
+    """Trace a reset: what is wrong with options often shows there only."""
+    import jax
+
+    jax.eval_shape(env.reset, jax.random.key(0), env.default_params)
 
 
 def _hashable(value: Any) -> Any:

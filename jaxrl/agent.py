@@ -18,6 +18,9 @@ import jax
 
 from jaxrl import spaces
 
+LARGEST = 2**31 - 1  # that static numbers are counted to
+TINY, HUGE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of numbers in single precision
+
 Interval = str
 Valid = Interval | tuple[str, ...] | None
 
@@ -128,15 +131,34 @@ class Hyperparameter:
             fits = is_number if wanted is float else type(item) is wanted
             if not fits:
                 raise ValueError(f"{owner}: {self.name}={value!r} must be of type {self.type_name}")
+            if wanted is int and abs(item) > LARGEST and not isinstance(self.valid, tuple):
+                raise ValueError(
+                    f"{owner}: {self.name}={value!r} is outside {self._bounded(str(LARGEST))}"
+                )
+            if wanted is float and not is_single(item):
+                raise ValueError(
+                    f"{owner}: {self.name}={value!r} is no number in single precision, which "
+                    f"reaches from {TINY:.3g} to {HUGE:.3g}"
+                )
             if isinstance(self.valid, tuple) and item not in self.valid:
                 choices = ", ".join(self.valid)
                 raise ValueError(f"{owner}: {self.name}={value!r} is not one of {choices}")
             if isinstance(self.valid, str) and not _inside(item, self.valid):
                 raise ValueError(f"{owner}: {self.name}={value!r} is outside {self.valid}")
 
+    def _bounded(self, largest: str) -> str:
+        """The accepted interval as far as it can be counted."""
+        low = self.valid[1:].split(",")[0] if isinstance(self.valid, str) else f"-{largest}"
+        return f"[{low}, {largest}]"
+
     @property
     def type_name(self) -> str:
         return "tuple of int" if self.type is tuple else self.type.__name__
+
+
+def is_single(value: float) -> bool:
+    """Whether single precision holds a number, and not infinity or 0 in its stead."""
+    return value == 0 or not math.isfinite(value) or TINY <= abs(value) <= HUGE
 
 
 def _inside(value: float, interval: Interval) -> bool:

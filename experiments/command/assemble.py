@@ -22,7 +22,7 @@ from envs_jax.datasets import Recording
 from experiments.command import parse
 from experiments.runs import recipes
 from experiments.runs.experiment import Experiment, build
-from jaxrl.training.search import Lin, Log, grid, random_search
+from jaxrl.training.search import Lin, Log, grid, random_search, require_few
 from jaxrl.words import did_you_mean, near
 
 EVALUATIONS = 20  # of a run on recorded data, which has no episodes of its own to show
@@ -104,6 +104,7 @@ def assemble(request: Request) -> Experiment:
     if recipe:
         given |= recipe_values(recipe, cls, env, env_params, {**given, **fixed, **settings[0]})
     default_evaluations = 0 if recording is None else EVALUATIONS
+    require_few(len(settings) * len(request.seeds), "members")
     experiment = Experiment(
         agent_name=request.agent,
         env_id=request.env,
@@ -162,6 +163,7 @@ def texts_of(request: Request, cls: Any) -> dict[str, str]:
         )
     if request.random is not None and request.random < 1:
         raise ValueError(f"--random {request.random}: the grid is empty")
+    require_few(len(request.seeds), "members")
     if not request.seeds:
         raise ValueError("--seeds 0: at least one seed is needed")
     known = [h.name for h in cls.hyperparameters()]

@@ -122,10 +122,10 @@ def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
     )
     add(
         "--evaluations",
-        type=positive,
+        type=few,
         help="times to evaluate during training (default: 0; with --data 20)",
     )
-    add("--episodes", type=positive, help="final evaluation episodes per member (default: 64)")
+    add("--episodes", type=few, help="final evaluation episodes per member (default: 64)")
     add(
         "--record",
         metavar="NAMES",
@@ -239,7 +239,7 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run", metavar="DIR", type=Path)
     add("--member", type=int, help="only this member (default: all)")
-    add("--episodes", type=positive, default=64, help="episodes per member (default: 64)")
+    add("--episodes", type=few, default=64, help="episodes per member (default: 64)")
     add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
     add("--stochastic", action="store_true", help="sample actions instead of taking the best")
     add(
@@ -309,6 +309,8 @@ def natural(text: str) -> int:
         value = -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 up")
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is too large, it must be at most {2**32 - 1:,}")
     return value
 
 
@@ -317,6 +319,14 @@ def positive(text: str) -> int:
     if natural(text) == 0:
         raise argparse.ArgumentTypeError("0 is too small, it must be at least 1")
     return natural(text)
+
+
+def few(text: str) -> int:
+    """A whole number from 1 up to a million: of what is all kept in memory."""
+    value = positive(text)
+    if value > 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text} is too large, it must be at most 1,000,000")
+    return value
 
 
 def nbytes(text: str) -> int:

@@ -123,8 +123,14 @@ def axis(
 
 def check_range(word: str, form: str, low: float, high: float, num: int) -> None:
     """Raise ValueError where a range holds nothing, or cannot be."""
+    from jaxrl.training.search import require_few
+
     if num < 1:
         raise ValueError(f"{word}: the grid is empty")
+    try:
+        require_few(num, "settings")
+    except ValueError as error:
+        raise ValueError(f"{word}: {error}") from None
     if form == "log" and low <= 0:
         raise ValueError(f"{word}: a log range needs ends above 0")
     if not low <= high < float("inf"):

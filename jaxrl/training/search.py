@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.agent import Agent
+from jaxrl.agent import Agent, is_single
 from jaxrl.words import did_you_mean
 
 
@@ -42,17 +43,35 @@ class Log(NamedTuple):
         return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
 
 
+MOST = 100_000  # settings of a sweep, and members
+
+
 Space = Mapping[str, Lin | Log | Sequence[Any]]
 
 
 def grid(space: Space) -> list[dict[str, Any]]:
-    """Every combination of the values, the first name varying slowest."""
+    """Every combination of the values, the first name varying slowest.
+
+    Raises: ValueError where there are more than MOST.
+    """
+    sizes = [v.num if isinstance(v, Lin | Log) else len(v) for v in space.values()]
+    require_few(math.prod(sizes), "settings")
     axes = [v.grid() if isinstance(v, Lin | Log) else list(map(plain, v)) for v in space.values()]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 
+def require_few(number: int, what: str) -> None:
+    """Raise ValueError where a sweep would have more settings or members than can be."""
+    if number > MOST:
+        raise ValueError(f"{number:,} {what} are too many for a sweep: at most {MOST:,}")
+
+
 def random_search(space: Space, num: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`num` settings: ranges sampled between their ends, lists by uniform choice."""
+    """`num` settings: ranges sampled between their ends, lists by uniform choice.
+
+    Raises: ValueError where they are more than MOST.
+    """
+    require_few(num, "settings")
     rng = np.random.default_rng(seed)
 
     def draw(axis: Any) -> Any:
@@ -121,8 +140,10 @@ def override_env_params(params: Any, name: str, value: Any, env: Any) -> Any:
         raise ValueError(f"{env.name} has no parameter {name!r}; {did_you_mean(name, known)}")
     old = jnp.asarray(getattr(params, name))
     try:
+        if isinstance(value, float) and not is_single(value):
+            raise OverflowError
         fits = np.shape(value) == old.shape and np.allclose(jnp.asarray(value, old.dtype), value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
         raise ValueError(f"env.{name}={value!r} must be {old.dtype} of shape {old.shape}")

@@ -21,7 +21,7 @@ from jaxrl.training.members import shared_arrays, stack_agents
 from jaxrl.training.memory import Plan, available, plan
 from jaxrl.training.population import Population, Run
 from jaxrl.training.schedule import Schedule
-from jaxrl.training.search import Space, override, settings_of
+from jaxrl.training.search import Space, override, require_few, settings_of
 
 
 # Longer than sixty lines because each of its arguments is documented; the body is not.
@@ -123,7 +123,10 @@ def _members(
 ) -> list[Member]:
     """Every setting with every seed, seeds fastest."""
     is_number = isinstance(seeds, numbers.Integral)  # NumPy's too
+    if is_number:
+        require_few(int(seeds), "members")  # type: ignore[arg-type]
     roots = [int(seed) for seed in (range(seeds) if is_number else seeds)]  # type: ignore[arg-type,union-attr]
+    require_few(len(settings) * len(roots), "members")
     if not roots:
         raise ValueError(f"seeds={seeds!r}: at least one is needed")
     return [
