@@ -116,10 +116,9 @@ class RunFolder:
 
     def _remove(self, whole: bool) -> None:
         """Remove what was made for a run that did not begin, as far as that goes."""
-        for name in ("checkpoints", "tensorboard", "wandb"):
+        for name in ("checkpoints", "wandb"):  # all that is made before the first chunk
             shutil.rmtree(self.path / name, ignore_errors=True)
         with contextlib.suppress(OSError):  # which must not hide why the run did not begin
-            (self.path / LOG).unlink(missing_ok=True)
             (self.path / CONFIG).unlink()
             if whole:
                 self.path.rmdir()
@@ -173,9 +172,8 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything was trained."""
-        logged = self.log.exists() and self.log.stat().st_size > 0
-        return logged or self.can_be_resumed
+        """Whether anything was trained: the first chunk makes the log, empty on a full disk."""
+        return self.log.exists() or self.can_be_resumed
 
     @property
     def has_ended(self) -> bool:

@@ -18,13 +18,15 @@ def write(path: Path, content: Mapping[str, Any], new: bool = False) -> None:
     """
     lines = [f"  {json.dumps(key)}: {_text(_standard(value))}" for key, value in content.items()]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
-    if new:
-        with path.open("x") as file:
+    unfinished = path if new else path.with_suffix(".part")
+    file = unfinished.open("x" if new else "w")
+    try:
+        with file:
             file.write(text)
-        return
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+        unfinished.replace(path)
+    except OSError:  # such as on a full disk
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def plain(content: Mapping[str, Any]) -> dict[str, Any]:

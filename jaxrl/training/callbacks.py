@@ -217,5 +217,6 @@ class Saving(Callback):
             return
         new = progress.history.after(self.saved)
         score = (progress.history if progress.history.num_evaluations else new).score()
-        if self.store.save(progress.iteration, states, new, score, progress.seconds):
+        taken = progress.history.steps_taken.tolist()
+        if self.store.save(progress.iteration, states, new, score, progress.seconds, taken):
             self.saved = progress.history

@@ -27,7 +27,17 @@ from jaxrl.training import hosts
 from jaxrl.training.history import History
 from jaxrl.training.hosts import to_numpy
 from jaxrl.training.identity import checksum, identity
-from jaxrl.training.restore import HISTORY, Saved, alone, newest, pieces, quieten, score_of
+from jaxrl.training.restore import (
+    HISTORY,
+    WORST,
+    Saved,
+    alone,
+    mend_scores,
+    newest,
+    pieces,
+    quieten,
+    score_of,
+)
 
 BATCHES = "batches.json"
 
@@ -138,7 +148,13 @@ class Store:
             preservation_policy=AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,  # what a kill has left
         )
-        self.manager = CheckpointManager(self.folder, options=options)
+        try:
+            mend_scores(self.folder)
+            self.manager = CheckpointManager(self.folder, options=options)
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            self.lock.close()
+            line = " ".join(str(error).split())[:200]
+            raise ValueError(f"{checkpoints.folder} cannot be opened: {line}") from None
         self.saved_at = time.perf_counter()
         self.iteration = 0  # up to which everything is saved
 
@@ -174,8 +190,11 @@ class Store:
         history: History,
         score: float,
         seconds: float,
+        env_steps: list[int],
     ) -> bool:
         """Save states after `iteration`, and the history since the last save that succeeded.
+
+        `env_steps` are those that each member has taken, `seconds` those that the run has.
 
         Returns once the states are copied; they are written while training goes on. Where that
         fails, as on a full disk, it warns and returns False: what was saved before stays.
@@ -184,7 +203,9 @@ class Store:
         path = self.folder / HISTORY / f"{self.iteration:010d}-{iteration:010d}.npz"
         try:
             _write(path, history.to_arrays())
-            self._save_states(iteration, states, score, seconds)
+            self._save_states(
+                iteration, states, score, {"seconds": seconds, "env_steps": env_steps}
+            )
         except Exception as error:  # whatever a writer raises, also that of the save before
             path.unlink(missing_ok=True)
             self._warn_of(error)
@@ -192,7 +213,9 @@ class Store:
         self.iteration = iteration
         return True
 
-    def _save_states(self, iteration: int, states: Any, score: float, seconds: float) -> None:
+    def _save_states(
+        self, iteration: int, states: Any, score: float, reached: dict[str, Any]
+    ) -> None:
         from orbax.checkpoint.args import Composite, JsonSave, StandardSave
 
         states = to_numpy(states)
@@ -200,12 +223,12 @@ class Store:
             "belongs_to": self.belongs_to,
             "checksum": checksum(states),
             "jax": jax.__version__,
-            "seconds": seconds,
+            **reached,
         }
         self.manager.save(
             iteration,
             args=Composite(states=StandardSave(states), about=JsonSave(_sealed(about))),
-            metrics={"return": score if np.isfinite(score) else -1e30},
+            metrics={"return": score if np.isfinite(score) else WORST},
         )
 
     def _warn_of(self, error: Exception) -> None:

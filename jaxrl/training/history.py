@@ -5,7 +5,7 @@ The only room that joins and masks results. NumPy alone; NaN is "missing" everyw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +58,29 @@ class History(NamedTuple):
         """
         diverged_at = first + diverged(metrics, finite, env_steps.shape[1])
         return cls(np.where(env_steps < 0, np.nan, env_steps), metrics, {}, diverged_at, first)
+
+    @classmethod
+    def missing(cls, members: int, first: int, stop: int) -> History:
+        """Iterations of which nothing is known any more."""
+        unknown = np.full((members, stop - first), np.nan)
+        return cls(unknown, {}, {}, np.full(members, np.nan), first)
+
+    def interpolated(self, lost: list[int], taken: Sequence[float] | None) -> History:
+        """With the steps of iterations that are lost, of a history from iteration 0.
+
+        They lie on a line between those before and behind, exactly where all iterations are equally
+        long. `taken` (members,) are the steps of each member at the end; where they are None, they
+        follow from the last that are known.
+        """
+        steps, after = self.env_steps.copy(), np.arange(1, self.stop + 1)
+        for i, row in enumerate(steps):
+            known = ~np.isnan(row)
+            x, y = [0, *after[known]], [0.0, *row[known]]
+            if not known[-1]:
+                y.append(taken[i] if taken is not None else y[-1] * self.stop / max(x[-1], 1))
+                x.append(self.stop)
+            row[lost] = np.round(np.interp(after[lost], x, y))
+        return self._replace(env_steps=steps)
 
     @property
     def stop(self) -> int:

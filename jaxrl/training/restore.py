@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from jaxrl.training.hosts import from_numpy, is_key
 from jaxrl.training.identity import ENVIRONMENT, checksum
 
 HISTORY = "history"
+WORST = -1e30  # the score of a checkpoint without a return
 
 
 class Saved(NamedTuple):
@@ -45,54 +47,45 @@ def read(folder: Path, like: Any, which: str | int = "newest") -> Saved:
     Raises: ValueError where there is none, or not the one asked for.
     """
     folder = folder.absolute()
-    if which == "newest":
-        for _ in range(5):  # all may have been replaced by a run that goes on
-            with _reading(folder) as manager:
+    for _ in range(5):  # all may have been replaced by a run that goes on
+        with _reading(folder) as manager:
+            if which == "newest":
                 saved = newest(manager, folder, like, None)
-            if saved is not None:
-                return saved
-        raise ValueError(f"{folder} holds no checkpoint")
-    with _reading(folder) as manager:
-        steps = sorted(manager.all_steps())
-        step: Any = manager.best_step() if which == "best" else which
-        if step not in steps:
-            raise ValueError(
-                f"{folder} holds no checkpoint {which!r}: there are newest, best and "
-                + ", ".join(map(str, steps))
-            )
-        try:
-            return _restore(manager, folder, step, like, None)
-        except Exception as error:
-            line = " ".join(str(error).split())[:200]
-            raise ValueError(f"{folder / str(step)} cannot be read: {line}") from None
+            else:
+                saved = _chosen(manager, folder, like, which)
+        if saved is not None:
+            return saved
+    raise ValueError(f"{folder} holds no checkpoint")
 
 
 def members(folder: Path) -> int:
     """How many members a folder's checkpoints hold; 0 where there is none to be read."""
-    from orbax.checkpoint.args import Composite, JsonRestore
-
-    if not any(folder.glob("[0-9]*")):
-        return 0
-    with _reading(folder.absolute()) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
-            try:
-                about = _opened(manager.restore(step, args=Composite(about=JsonRestore())).about)
-            except Exception:  # whatever a damaged file makes its reader raise
-                continue
-            return len(about["belongs_to"]["seeds"])
-    return 0
+    found = _newest_about(folder)
+    return len(found[1]["belongs_to"]["seeds"]) if found else 0
 
 
 def read_history(folder: Path) -> History:
     """What the members of a folder have shown until its newest checkpoint.
 
-    Raises: ValueError where there is none, or a part of it is missing.
+    Raises: ValueError where there is none.
     """
-    with _reading(folder.absolute()) as manager:
-        step = manager.latest_step()
-    if step is None:
+    found = _newest_about(folder)
+    if found is None:
         raise ValueError(f"{folder} holds no checkpoint")
-    return _history_until(folder, step)
+    return _history_until(folder, *found)
+
+
+def _newest_about(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """The newest iteration that says what it belongs to, and what it says."""
+    if not any(folder.glob("[0-9]*")):
+        return None
+    with _reading(folder.absolute()) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                return step, _about(manager, step)
+            except Exception:  # whatever a damaged file makes its reader raise
+                continue
+    return None
 
 
 @contextlib.contextmanager
@@ -101,9 +94,7 @@ def _reading(folder: Path) -> Iterator[Any]:
     from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
 
     quieten()
-    options = CheckpointManagerOptions(
-        read_only=True, multiprocessing_options=alone(), best_fn=score_of
-    )
+    options = CheckpointManagerOptions(read_only=True, multiprocessing_options=alone())
     with CheckpointManager(folder, options=options) as manager:
         yield manager
 
@@ -111,6 +102,26 @@ def _reading(folder: Path) -> Iterator[Any]:
 def score_of(metrics: dict[str, float]) -> float:
     """What the best checkpoint is chosen by."""
     return metrics["return"]
+
+
+def saved_score(folder: Path, step: int) -> float:
+    """The score of a checkpoint; the worst where it has none, or a damaged one."""
+    try:
+        return float(score_of(json.loads(_score_path(folder, step).read_text())))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return WORST
+
+
+def mend_scores(folder: Path) -> None:
+    """Write the worst score over damaged ones: orbax reads all, and none may be damaged."""
+    for path in folder.glob("[0-9]*/metrics/metrics"):
+        step = path.parent.parent.name
+        if step.isdigit() and saved_score(folder, int(step)) == WORST:
+            path.write_text(json.dumps({"return": WORST}))
+
+
+def _score_path(folder: Path, step: int) -> Path:
+    return folder / str(step) / "metrics" / "metrics"  # as orbax has it
 
 
 def _no_pages(record: logging.LogRecord) -> bool:
@@ -134,6 +145,7 @@ def quieten() -> None:
 
 
 def newest(manager: Any, folder: Path, like: Any, belongs_to: Any) -> Saved | None:
+    """The newest checkpoint that is whole; None where there is none, or no longer."""
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
         try:
@@ -141,23 +153,47 @@ def newest(manager: Any, folder: Path, like: Any, belongs_to: Any) -> Saved | No
         except _Foreign as error:
             raise ValueError(f"{folder}: {error}") from None
         except Exception as error:  # whatever a damaged file makes its reader raise
-            if not (folder / str(step)).exists():
-                continue  # a run that goes on has just replaced it
+            if _went_on(folder, steps):
+                return None
             line = " ".join(str(error).split())[:200]
             warnings.warn(
                 f"{folder / str(step)} is damaged ({type(error).__name__}: {line}); "
                 "falling back to the checkpoint before it",
                 stacklevel=2,
             )
-    if any((folder / str(step)).exists() for step in steps):
+    if steps:
         raise ValueError(f"{folder}: none of its checkpoints can be read")
     return None
 
 
-def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) -> Saved:
-    from orbax.checkpoint.args import Composite, JsonRestore
+def _chosen(manager: Any, folder: Path, like: Any, which: str | int) -> Saved | None:
+    """The best checkpoint, or that of an iteration; None where a run has just replaced it."""
+    steps = sorted(manager.all_steps())
+    step: Any = which
+    if which == "best" and steps:
+        step = max(steps, key=lambda step: (saved_score(folder, step), step))
+    if step not in steps:
+        raise ValueError(
+            f"{folder} holds no checkpoint {which!r}: there are newest, best and "
+            + ", ".join(map(str, steps))
+        )
+    try:
+        return _restore(manager, folder, step, like, None)
+    except Exception as error:
+        if _went_on(folder, steps):
+            return None
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder / str(step)} cannot be read: {line}") from None
 
-    about = _opened(manager.restore(step, args=Composite(about=JsonRestore())).about)
+
+def _went_on(folder: Path, steps: list[int]) -> bool:
+    """Whether a run has replaced some of these checkpoints since they were listed."""
+    with _reading(folder) as manager:
+        return set(manager.all_steps()) != set(steps)
+
+
+def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) -> Saved:
+    about = _about(manager, step)
     theirs, ours = about["belongs_to"], belongs_to or about["belongs_to"]
     other = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     if ENVIRONMENT in other and ENVIRONMENT not in theirs:
@@ -175,7 +211,7 @@ def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) 
     if checksum(states) != about["checksum"]:
         raise ValueError("its checksum is another")
     states = from_numpy(states, like)
-    return Saved(step, states, _history_until(folder, step), about["seconds"])
+    return Saved(step, states, _history_until(folder, step, about), about["seconds"])
 
 
 def _read_states(manager: Any, folder: Path, step: int, like: Any) -> Any:
@@ -203,36 +239,67 @@ def _read_states(manager: Any, folder: Path, step: int, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in by_name(like)])
 
 
-def _history_until(folder: Path, iteration: int) -> History:
-    """The history from the start to an iteration, without a gap."""
-    history, reached = None, 0
+def _history_until(folder: Path, iteration: int, about: dict[str, Any]) -> History:
+    """The history from the start to an iteration: NaN, and a warning, for each part that is lost.
+
+    Raises: ValueError where not even the number of steps is known.
+    """
+    number = len(about["belongs_to"]["seeds"])
+    history = History.missing(number, 0, 0)
+    lost: list[int] = []
+
+    def lose(stop: int, why: str) -> None:
+        nonlocal history
+        first = history.stop
+        warnings.warn(f"{why}: metrics of iterations {first + 1} to {stop} are lost", stacklevel=2)
+        history = history.then(History.missing(number, first, stop))
+        lost.extend(range(first, stop))
+
     for first, stop, path in pieces(folder):
-        if stop > iteration:
-            break
-        if first != reached:
-            raise ValueError(f"{path} begins at {first} instead of {reached}")
-        with path.open("rb") as file, np.load(file) as arrays:
-            new = History.from_arrays(dict(arrays), stop)
-        history = new if history is None else history.then(new)
-        reached = stop
-    if history is None or reached != iteration:
-        raise ValueError(f"{folder / HISTORY} ends at {reached} instead of {iteration}")
-    return history
+        if first < history.stop or stop > iteration:
+            continue  # of what is being saved right now
+        if first > history.stop:
+            lose(first, f"{path.parent} has a gap")
+        try:
+            history = history.then(_piece(path, number, first, stop))
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            lose(stop, f"{path} is damaged ({type(error).__name__})")
+    if history.stop < iteration:
+        lose(iteration, f"{folder / HISTORY} ends early")
+    if not lost:
+        return history
+    if len(lost) == iteration and "env_steps" not in about:  # earlier checkpoints do not say
+        raise ValueError(f"{folder / HISTORY}: nothing of it can be read")
+    return history.interpolated(lost, about.get("env_steps"))
+
+
+def _piece(path: Path, members: int, first: int, stop: int) -> History:
+    """A file's part of the history. Raises: ValueError where it is not what its name says."""
+    with path.open("rb") as file, np.load(file) as arrays:
+        piece = History.from_arrays(dict(arrays), stop)
+    shapes = {x.shape for x in (piece.env_steps, *piece.metrics.values())}
+    if shapes != {(members, stop - first)} or piece.diverged_at.shape != (members,):
+        raise ValueError("its arrays have other shapes")
+    return piece
 
 
 def pieces(folder: Path) -> list[tuple[int, int, Path]]:
-    pieces = []
-    for path in (folder / HISTORY).glob("*.npz"):
-        first, stop = map(int, path.stem.split("-"))
-        pieces.append((first, stop, path))
-    return sorted(pieces)
+    """The files of a history: first and last iteration, and path, in order."""
+    names = [
+        (re.fullmatch(r"(\d+)-(\d+)", path.stem), path) for path in (folder / HISTORY).glob("*.npz")
+    ]
+    return sorted((int(name[1]), int(name[2]), path) for name, path in names if name)
 
 
 class _Foreign(Exception):
     """A checkpoint of another population."""
 
 
-def _opened(sealed: dict[str, Any]) -> dict[str, Any]:
+def _about(manager: Any, step: int) -> dict[str, Any]:
+    """What a checkpoint says of itself. Raises: ValueError where that is damaged."""
+    from orbax.checkpoint.args import Composite, JsonRestore
+
+    sealed = manager.restore(step, args=Composite(about=JsonRestore())).about
     if zlib.crc32(sealed["text"].encode()) != sealed["checksum"]:
         raise ValueError("its description's checksum is another")
     content: dict[str, Any] = json.loads(sealed["text"])

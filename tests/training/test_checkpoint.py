@@ -1,6 +1,8 @@
 """Checkpoints: a run that was stopped goes on bit for bit; damaged ones are told apart."""
 
 import resource
+import shutil
+import warnings
 
 import jax
 import numpy as np
@@ -212,20 +214,84 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", [pytest.param("cut", marks=pytest.mark.slow), "flip"])
-@pytest.mark.parametrize("which", ["states", "about", "history"])
+@pytest.mark.parametrize("which", ["states", "about"])
 def test_a_damaged_one_falls_back_to_the_one_before(how, which, tmp_path):
     checkpoints = stopped(tmp_path)
-    if which == "history":
-        damaged = [max((tmp_path / "history").iterdir())]
-    else:
-        found = (newest(tmp_path) / which).rglob("*")
-        damaged = [p for p in found if p.is_file() and p.stat().st_size > 20]
+    found = (newest(tmp_path) / which).rglob("*")
+    damaged = [p for p in found if p.is_file() and p.stat().st_size > 20]
     assert damaged
     for path in damaged:
         damage(path, how)
     with pytest.warns(UserWarning, match="is damaged .* falling back"):
         again = jaxrl.train(toy(), checkpoints=checkpoints)
     assert_same(again.state, jaxrl.train(toy()).state)
+
+
+@pytest.mark.parametrize(
+    ("which", "how"), [("first", "cut"), ("middle", "remove"), ("last", "flip"), ("all", "cut")]
+)
+def test_a_damaged_part_of_the_history_costs_that_part(which, how, tmp_path):
+    checkpoints = stopped(tmp_path)
+    paths = sorted((tmp_path / "history").iterdir())
+    last = len(paths) - 1
+    lost = {"first": [0], "middle": [3], "last": [last], "all": range(last + 1)}[which]
+    for i in lost:
+        if how == "remove":
+            paths[i].unlink()
+        else:
+            damage(paths[i], how)
+    with pytest.warns(UserWarning, match="metrics of iterations .* are lost"):
+        again = jaxrl.train(toy(), checkpoints=checkpoints)
+    whole = jaxrl.train(toy())
+    assert_same(again.state, whole.state)
+    assert_same(again.history.env_steps, whole.history.env_steps)
+    for name, values in whole.history.metrics.items():
+        expected = values.copy()
+        expected[list(lost)] = np.nan
+        np.testing.assert_array_equal(again.history.metrics[name], expected)
+
+
+@pytest.mark.slow
+def test_any_damaged_file_costs_one_interval_at_most(tmp_path):
+    """Each file of a folder in turn, every second one empty instead of cut."""
+    kept, agent = tmp_path / "kept", toy(iterations=5)
+    with pytest.raises(Killed):
+        jaxrl.train(agent, callbacks=[kill_at(4)], checkpoints=Checkpoints(kept, every=0))
+    whole, starts = jaxrl.train(agent), []
+    names = [path.relative_to(kept) for path in sorted(kept.rglob("*")) if path.is_file()]
+    assert len(names) > 10
+    for i, name in enumerate(names):
+        folder = shutil.copytree(kept, tmp_path / "damaged")
+        content = (kept / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2 * (i % 2)])
+        reports = []
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            again = jaxrl.train(agent, callbacks=[reports.append], checkpoints=Checkpoints(folder))
+        assert_same(again.state, whole.state)
+        assert_same(again.history.env_steps, whole.history.env_steps)
+        assert np.isnan(again.history.metrics["weight"]).sum() <= 1, name
+        starts.append(reports[0].first)
+        shutil.rmtree(folder)
+    assert set(starts) == {2, 3}
+
+
+def test_what_a_run_replaces_while_it_is_read_is_no_damage(tmp_path, monkeypatch):
+    stopped(tmp_path)
+    restore_one, calls = restore._restore, []
+
+    def late(*args):
+        calls.append(args)
+        if len(calls) == 1:  # between the listing and the reading
+            for step in files(tmp_path):
+                shutil.rmtree(tmp_path / step)
+            jaxrl.train(toy(iterations=9), checkpoints=Checkpoints(tmp_path, every=3600, keep=1))
+        return restore_one(*args)
+
+    monkeypatch.setattr(restore, "_restore", late)
+    like = jax.tree.map(lambda x: x[None], jaxrl.train(toy(iterations=9)).state)
+    assert restore.read(tmp_path, like).iteration == 9  # a warning would be an error
+    assert len(calls) == 2
 
 
 def test_none_that_can_be_read_is_an_error(tmp_path):

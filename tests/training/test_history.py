@@ -135,3 +135,22 @@ def test_means_are_of_what_there_is():
     values = np.array([[1, nan, 3], [nan, nan, nan]])
     np.testing.assert_array_equal(mean(values, axis=1), [2, nan])
     assert mean(values) == 2
+
+
+def test_steps_of_lost_iterations_lie_on_a_line():
+    known = np.array([[2.0, 4, 6, 8, 10, 12], [2, 4, 9, 14, 15, 16]])
+    for lost in ([0, 1], [2, 3], [5], [4, 5]):
+        steps = known.copy()
+        steps[:, lost] = np.nan
+        history = History.missing(2, 0, 6)._replace(env_steps=steps)
+        exact = history.interpolated(lost, [12, 16]).env_steps
+        np.testing.assert_array_equal(exact[0], known[0])
+        guessed = history.interpolated(lost, None).env_steps[0]
+        np.testing.assert_array_equal(guessed, known[0])
+    # Between 4 steps after iteration 2 and 16 after iteration 6; those that are known stay.
+    np.testing.assert_array_equal(exact[1], [2, 4, 9, 14, 15, 16])
+    steps = np.where(np.arange(6) < 2, known, np.nan)
+    history = History.missing(2, 0, 6)._replace(env_steps=steps)
+    np.testing.assert_array_equal(
+        history.interpolated([2, 3, 4, 5], [12, 16]).env_steps[1], [2, 4, 7, 10, 13, 16]
+    )

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import jaxrl
 from experiments.command.assemble import Request, assemble
 from experiments.command.cli import main
+from experiments.runs import jsonfile
 from experiments.runs.folder import RunFolder
 
 TINY = ["num_envs=4", "num_steps=16", "num_minibatches=2", "--steps", "256", "--episodes", "3"]
@@ -179,9 +181,9 @@ def test_what_was_trained_stays_whatever_fails(failure, begun, tmp_path):
     def fail():
         with RunFolder.create(path, experiment(), "") as folder:
             (path / "checkpoints" / "0" / "history").mkdir(parents=True)
-            (path / "tensorboard").mkdir()
-            (path / "tensorboard" / "events").touch()
-            folder.log.write_text('{"iteration": 1}\n' if begun else "")
+            (path / "wandb").mkdir()
+            if begun:
+                folder.log.touch()  # on a full disk the first chunk gets no further
             raise failure
 
     with pytest.raises(type(failure)) as raised:
@@ -190,7 +192,36 @@ def test_what_was_trained_stays_whatever_fails(failure, begun, tmp_path):
     assert path.exists() == begun
     if begun:
         names = {file.name for file in path.iterdir()}
-        assert names == {"checkpoints", "tensorboard", "log.jsonl", "config.json"}
+        assert names == {"checkpoints", "wandb", "log.jsonl", "config.json"}
+
+
+def test_an_error_after_a_chunk_leaves_what_was_trained(tmp_path, monkeypatch):
+    """With event files open, and before anything is saved: the true cause is shown."""
+    path, failure = tmp_path / "run", RuntimeError("true cause")
+    calls = []
+
+    def fail(self, *_):
+        calls.append(self)
+        if len(calls) == 2:
+            raise failure
+
+    monkeypatch.setattr("experiments.command.train.WriteDown.__call__", fail)
+    with pytest.raises(RuntimeError) as raised:
+        main(["train", "ppo", "CartPole-v1", *TINY, "--tensorboard", "--out", str(path)])
+    assert raised.value is failure
+    assert (path / "log.jsonl").read_text().count("\n") == 1
+    assert {"tensorboard", "config.json"} <= {file.name for file in path.iterdir()}
+
+
+def test_a_full_disk_leaves_no_half_of_a_configuration(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    (tmp_path / "config.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        jsonfile.write(tmp_path / "config.json", {"a": 2})
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+    assert jsonfile.read(tmp_path / "config.json") == {"a": 1}
 
 
 def test_plot_overlays_runs(sweep_folder, tmp_path, capsys):
