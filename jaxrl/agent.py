@@ -129,7 +129,7 @@ class Hyperparameter:
         for item in items:
             is_number = isinstance(item, int | float) and not isinstance(item, bool)
             fits = is_number if wanted is float else type(item) is wanted
-            if not fits:
+            if not fits or (self.type is tuple and items is not value):
                 raise ValueError(f"{owner}: {self.name}={value!r} must be of type {self.type_name}")
             if wanted is int and abs(item) > LARGEST and not isinstance(self.valid, tuple):
                 raise ValueError(

@@ -74,6 +74,7 @@ def test_every_default_is_valid_and_documented(name):
         ({"network": 1}, "ppo: network=1 must be of type str"),
         ({"normalize_rewards": 1}, "ppo: normalize_rewards=1 must be of type bool"),
         ({"hidden_sizes": (64, 0)}, "ppo: hidden_sizes=(64, 0) is outside [1, inf)"),
+        ({"hidden_sizes": 64}, "ppo: hidden_sizes=64 must be of type tuple of int"),
         ({"hidden_sizes": (6.5,)}, "ppo: hidden_sizes=(6.5,) must be of type tuple of int"),
         ({"total_steps": 2**31}, "ppo: total_steps=2147483648 is outside [1, 2147483647]"),
         ({"total_steps": 7}, "ppo: total_steps=7 is smaller than one iteration of 8 environment"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import curves
+from experiments.runs import curves, schema
 from experiments.runs.folder import RunFolder
 from experiments.runs.formatting import number
 from jaxrl.report import plots
@@ -23,13 +22,13 @@ def watch(path: Path, every: float) -> None:
 
     Where standard output is not a terminal they are drawn once.
 
-    Raises: ValueError where `path` holds no run, or curve.png cannot be written.
+    Raises: ValueError where `path` holds no run, a damaged one, or curve.png cannot be written.
     """
     folder = RunFolder.open(path)
     live = sys.stdout.isatty()
     while True:
         ended = folder.has_ended
-        lines = read(folder.log)
+        lines = schema.read_lines(folder.log)
         text = f"{path}: {status(lines, ended, folder.unit)}"
         drawn = curves_of(lines)
         if drawn:
@@ -47,23 +46,6 @@ def watch(path: Path, every: float) -> None:
         if ended or not live:
             return
         time.sleep(every)
-
-
-def read(path: Path) -> list[Line]:
-    """The lines of a log.jsonl that are whole; a run may be writing the last.
-
-    A line's batch is called "program" in old folders.
-    """
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        lines.append({"batch": line.get("program")} | line)
-    return lines
 
 
 def curves_of(lines: list[Line]) -> list[plots.Curve]:

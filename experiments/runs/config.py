@@ -21,6 +21,7 @@ import numpy as np
 import agents
 import envs_jax
 from envs_jax import datasets
+from experiments.runs import schema
 from experiments.runs.experiment import Experiment, build, hyperparameters
 from jaxrl.agent import Agent
 
@@ -41,19 +42,6 @@ PACKAGES = [
 ]
 
 Config = dict[str, Any]
-# What every format has, and of which type.
-ENTRIES: dict[str, tuple[type, ...]] = {
-    "agent": (str,),
-    "env": (str,),
-    "env_options": (dict,),
-    "env_params": (dict,),
-    "hyperparameters": (dict,),
-    "settings": (list,),
-    "seeds": (list,),
-    "data": (str, list, type(None)),
-    "evaluations": (int,),
-    "episodes": (int,),
-}
 
 
 def of_experiment(experiment: Experiment, command: str) -> Config:
@@ -84,29 +72,24 @@ def of_experiment(experiment: Experiment, command: str) -> Config:
     }
 
 
-def checked(config: Config, folder: Path) -> Config:
-    """A configuration that was read, with what older formats lack filled in.
+def read(path: Path) -> Config:
+    """The configuration in a file, with what older formats lack filled in.
 
     Raises: ValueError where it is of a newer format than this code knows, or is no configuration.
     """
-    number = config.get("format", 0)
-    if not isinstance(number, int) or number > FORMAT:
+    number = schema.read(path, schema.Header).get("format", 0)
+    if number > FORMAT:
         raise ValueError(
-            f"{folder} was written by a newer version of jaxrl (format {number}, "
+            f"{path.parent} was written by a newer version of jaxrl (format {number}, "
             f"this version reads up to {FORMAT})"
         )
-    if missing := [name for name in ENTRIES if name not in config]:
-        raise ValueError(
-            f"{folder} was written by another version of jaxrl: too old, without {missing[0]!r}"
-        )
-    for name, accepted in ENTRIES.items():
-        if not isinstance(config[name], accepted):
-            raise ValueError(
-                f"{folder}: {name}={str(config[name])[:40]!r} in config.json is damaged, it should "
-                f"be of type {' or '.join(kind.__name__ for kind in accepted)}"
-            )
-    unit = "gradient steps" if config.get("data") else "environment steps"
-    data = config.get("data") or []
+    return filled(schema.read(path, schema.ConfigFile))
+
+
+def filled(config: Config) -> Config:
+    """A configuration with what older formats lack."""
+    unit = "gradient steps" if config["data"] else "environment steps"
+    data = config["data"] or []
     several = {"data": [data] if isinstance(data, str) else data}  # older folders have a word
     return {"record": [], "unit": unit, "data_steps": None, **config, **several}
 
@@ -173,12 +156,18 @@ def _agent(cls: Any, env: Any, env_params: Any, config: Config, values: Mapping[
 
 
 def _values(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values from JSON in their own types: tuples, and "inf" as a number."""
+    """Values from JSON in their own types; what is of none of them is for the agent to refuse."""
     types = {h.name: h.type for h in cls.hyperparameters()}
-    return {
-        name: types[name](value) if types.get(name) in (tuple, float) else value
-        for name, value in values.items()
-    }
+    return {name: _value(types.get(name), value) for name, value in values.items()}
+
+
+def _value(kind: type | None, value: Any) -> Any:
+    """Lists as tuples, whole numbers and "inf" as the floats that they are."""
+    if kind is tuple and isinstance(value, list):
+        return tuple(value)
+    if kind is float and (type(value) is int or value in ("inf", "-inf")):
+        return float(value)
+    return value
 
 
 def _scalars(env_params: Any) -> dict[str, Any]:

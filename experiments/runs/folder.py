@@ -30,11 +30,11 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 
-from experiments.runs import jsonfile
+from experiments.runs import config as configuration
+from experiments.runs import jsonfile, schema
 from experiments.runs.config import (
     FORMAT,
     Config,
-    checked,
     experiment_of,
     of_experiment,
     trained_agent,
@@ -125,11 +125,13 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """A run that is there. Raises: ValueError where there is none, or one of a newer jaxrl."""
-        content = jsonfile.read(path / CONFIG)
-        if content is None:
+        """A run that is there.
+
+        Raises: ValueError where there is none, a damaged one, or one of a newer jaxrl.
+        """
+        if not (path / CONFIG).exists():
             raise ValueError(f"{path} is not a run: it has no {CONFIG}")
-        return cls(path, checked(content, path))
+        return cls(path, configuration.read(path / CONFIG))
 
     def resume(self, steps: int | None = None, command: str = "") -> Self:
         """The folder as a run that goes on, up to `steps` per member where they are given.
@@ -181,11 +183,10 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Raises: ValueError where the run has not ended."""
-        content = jsonfile.read(self.path / SUMMARY)
-        if content is None:
+        """Raises: ValueError where the run has not ended, or its summary is damaged."""
+        if not self.has_ended:
             raise ValueError(f"{self.path} has not ended: it has no {SUMMARY}")
-        return content
+        return schema.read(self.path / SUMMARY, schema.SummaryFile)
 
     @property
     def unit(self) -> str:
@@ -197,13 +198,15 @@ class RunFolder:
         """The arrays of metrics.npz, and the steps as "steps", whatever their unit.
 
         Of a run that has not ended, those of training until its newest checkpoints.
+
+        Raises: ValueError where they are damaged.
         """
+        name = steps_name(self.unit)
         if self.has_ended:
-            with np.load(self.path / METRICS) as content:
-                metrics = dict(content)
+            members = len(self.summary["members"])
+            metrics = schema.read_arrays(self.path / METRICS, members, (name, "env_steps"))
         else:
             metrics = training_arrays(self.unit, saved_history(self.checkpoints, self.listing))
-        name = steps_name(self.unit)
         metrics["steps"] = metrics[name if name in metrics else "env_steps"]
         return metrics
 

@@ -32,6 +32,7 @@ from jaxrl.training.restore import (
     WORST,
     Saved,
     alone,
+    members,
     mend_scores,
     newest,
     pieces,
@@ -71,18 +72,17 @@ class Checkpoints:
         """How many members train at once from batch `number` on.
 
         What was decided when the run began is settled: another memory limit later must not sort
-        members into other batches.
+        members into other batches. Where that is damaged, the batch's checkpoints tell it.
 
         Raises: ValueError where that cannot be written down.
         """
         path = self.folder / BATCHES
-        known: dict[str, int] = {}
-        if hosts.is_writer() and path.exists():
-            known = json.loads(path.read_text())
+        known = _batch_sizes(path) if hosts.is_writer() else {}
         size: int | None = hosts.of_writer(known.get(str(number)))
         if size is not None:
             return size
-        size = decide()
+        saved = members(self.folder / str(number)) if hosts.is_writer() else 0
+        size = hosts.of_writer(saved) or decide()
         if hosts.is_writer():
             part = path.with_suffix(".part")
             try:
@@ -246,6 +246,23 @@ class Store:
         except Exception as error:
             self._warn_of(error)
         self.lock.close()
+
+
+def _batch_sizes(path: Path) -> dict[str, int]:
+    """What batches.json says, nothing where it is missing or, with a warning, damaged."""
+    try:
+        content = json.loads(path.read_text())
+        if all(type(size) is int and size > 0 for size in content.values()):
+            return dict(content)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, RecursionError):  # no text, JSON, or object
+        pass
+    warnings.warn(
+        f"{path} is damaged, it should say how many members each batch has: their checkpoints do",
+        stacklevel=3,
+    )
+    return {}
 
 
 def _sealed(content: dict[str, Any]) -> dict[str, Any]:

@@ -93,10 +93,10 @@ def test_several_files_and_a_part_of_them_are_kept_for_resuming(tmp_path):
     kept = json.loads(json.dumps(config.of_experiment(assemble(request), "")))
     assert kept["data"] == sources
     assert kept["data_steps"] == 10
-    again = config.experiment_of(config.checked(kept, tmp_path)).recording
+    again = config.experiment_of(config.filled(kept)).recording
     np.testing.assert_array_equal(again.reward, recording.reward)
     old = {k: v for k, v in kept.items() if k != "data_steps"} | {"data": sources[0]}
-    again = config.experiment_of(config.checked(old, tmp_path)).recording
+    again = config.experiment_of(config.filled(old)).recording
     np.testing.assert_array_equal(again.reward, np.ones(8))
     with pytest.raises(ValueError, match="17 steps are asked for, but only 16 are recorded"):
         assemble(dataclasses.replace(request, data_steps=17))

@@ -7,7 +7,7 @@ from experiments.command.cli import main
 
 def test_watch_shows_a_run_that_goes_on(tmp_path, capsys):
     config = {"agent": "ppo", "env": "CartPole-v1", "env_options": {}, "env_params": {}}
-    config |= {"hyperparameters": {}, "settings": [{}], "seeds": [0], "data": None}
+    config |= {"hyperparameters": {"total_steps": 10}, "settings": [{}], "seeds": [0], "data": None}
     config |= {"evaluations": 0, "episodes": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["watch", str(tmp_path)]) == 0

@@ -241,25 +241,3 @@ def test_a_folder_of_a_newer_format_is_refused(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert "written by a newer version of jaxrl (format 2, this version reads up to 1)" in error
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("", "is not a run"),
-        ("[1]", "is not a run"),
-        ("[" * 100_000, "is not a run"),
-        ("\x00\xff", "is not a run"),
-        ('{"agent": "ppo"}', "another version of jaxrl: too old, without 'env'"),
-        (None, "seeds='3' in config.json is damaged, it should be of type list"),
-    ],
-)
-def test_a_damaged_configuration_is_told(text, line, sweep_folder, tmp_path, capsys):
-    config = json.loads((sweep_folder / "config.json").read_text())
-    damaged = json.dumps(config | {"seeds": 3}) if text is None else text
-    (tmp_path / "config.json").write_bytes(damaged.encode("latin1"))
-    for words in (["eval"], ["plot"], ["watch"], ["train", "--resume"]):
-        assert main([*words, str(tmp_path)]) == 2
-        error = capsys.readouterr().err
-        assert line in error
-        assert error.count("\n") == 1

@@ -97,4 +97,4 @@ def test_what_is_older_still_is_refused(old_run, capsys):
     del config["evaluations"]
     (folder / "config.json").write_text(json.dumps(config))
     assert main(["train", "--resume", str(folder), "--steps", "1e4"]) == 2
-    assert "was written by another version of jaxrl: too old" in capsys.readouterr().err
+    assert "was written by another version of jaxrl" in capsys.readouterr().err
