@@ -14,19 +14,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from envs_jax.checks import KEYS, check, clipped
 from envs_jax.recording import REFERENCES, Recording, arrays_of, join, subsample
 
 __all__ = ["Recording", "blank", "env_of", "join", "read", "read_all", "subsample", "write"]
-
-ROUNDING = 1e-4  # how far actions may lie outside their box unmentioned, in half-widths
-SLACK = 1e-2  # how far they may lie outside at all, to be clipped
 
 
 def read(
@@ -65,8 +62,8 @@ def read(
         recording = _read_hdf5(Path(source), limit)
     if reference is not None:
         recording.info.update(random_return=float(reference[0]), expert_return=float(reference[1]))
-    _check(str(source), recording, env, env_params)
-    return _clipped(str(source), recording, env.action_space(env_params))
+    check(str(source), recording, env, env_params)
+    return clipped(str(source), recording, env.action_space(env_params))
 
 
 def env_of(source: str | Path) -> str | None:
@@ -149,17 +146,6 @@ def blank(env: Any, env_params: Any) -> Recording:
     return Recording(obs, action, np.arange(2, dtype=np.float32), flag, flag, obs)
 
 
-KEYS = {
-    "observations": "obs",
-    "actions": "action",
-    "rewards": "reward",
-    "terminals": "terminated",
-    "timeouts": "truncated",
-    "next_observations": "next_obs",
-    # Our own:
-    "stopped": "stopped",
-    "log_probs": "log_prob",
-}
 D4RL = [key for key in KEYS if key not in ("stopped", "log_probs")]
 
 
@@ -288,7 +274,7 @@ def _with_stops(recording: Recording, flagged: np.ndarray, limit: int | None) ->
 def _cut(recording: Recording) -> Recording:
     """Mark the ends of episodes that no flag tells of: the next step begins elsewhere."""
     if recording.obs.shape != recording.next_obs.shape:
-        return recording  # which `_check` refuses
+        return recording  # which `checks.check` refuses
     led_to, begins = (x.reshape(len(recording), -1) for x in (recording.next_obs, recording.obs))
     follows = np.isclose(led_to[:-1], begins[1:], rtol=1e-4, atol=1e-6).all(axis=1)
     elsewhere = np.append(~follows, False) & ~recording.terminated
@@ -306,85 +292,6 @@ def _follow(recording: Recording) -> Recording:
     stopped = np.concatenate([recording.stopped[1:], [False]]) & truncated
     whole = dataclasses.replace(recording, truncated=truncated, next_obs=next_obs, stopped=stopped)
     return whole.take(usable)
-
-
-def _check(source: str, recording: Recording, env: Any, env_params: Any) -> None:
-    """Raise ValueError unless the steps can be of this environment."""
-    from jaxrl import spaces
-
-    if not len(recording):
-        raise ValueError(f"{source}: holds no step whose successor is known")
-    keys = {field: key for key, field in KEYS.items()}
-    shape = env.observation_space(env_params).shape
-    for field in ("obs", "next_obs"):
-        recorded = getattr(recording, field).shape[1:]
-        if recorded != shape:
-            raise ValueError(
-                f"{source}: {keys[field]!r} are of shape {recorded}, those of {env.name} of {shape}"
-            )
-    arrays = arrays_of(recording)
-    for field in ("obs", "action", "reward", "next_obs", "log_prob"):
-        if field not in arrays:
-            continue
-        values = arrays[field]
-        bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-        if bad.any():
-            raise ValueError(f"{source}: {keys[field]!r} at index {bad.argmax()} is not finite")
-    space, action = env.action_space(env_params), recording.action
-    if spaces.is_discrete(space):
-        whole = action.ndim == 1 and bool((action == np.round(action)).all())
-        if not whole:
-            raise ValueError(f"{source}: 'actions' are not whole numbers, which {env.name} needs")
-        bad = (action < 0) | (action >= space.n)
-        accepted = f"0 to {space.n - 1}"
-    else:
-        if action.shape[1:] != space.shape:
-            raise ValueError(
-                f"{source}: 'actions' are of shape {action.shape[1:]}, "
-                f"those of {env.name} of {space.shape}"
-            )
-        bad = _excess(action, space) > SLACK
-        accepted = f"the box of {env.name}"
-    if bad.any():
-        i = int(bad.argmax())
-        raise ValueError(
-            f"{source}: 'actions' at index {i} are {action[i].tolist()}, outside {accepted}"
-        )
-
-
-def _clipped(source: str, recording: Recording, space: Any) -> Recording:
-    """The recording with its actions within their box, and a warning where that changes much."""
-    from jaxrl import spaces
-
-    if spaces.is_discrete(space):
-        return recording
-    excess = _excess(recording.action, space)
-    moved = int((excess > ROUNDING).sum())
-    if moved:
-        warnings.warn(
-            f"{source}: {moved} of {len(excess)} actions lie outside their box, by up to "
-            f"{100 * excess.max():.2g} % of a half-width: they are clipped to it",
-            stacklevel=3,
-        )
-    low, high = _box(space)
-    return dataclasses.replace(recording, action=np.clip(recording.action, low, high))
-
-
-def _excess(action: np.ndarray, space: Any) -> np.ndarray:
-    """How far each action (M,) lies outside its box, in half-widths of the worst dimension."""
-    low, high = _box(space)
-    outside = np.maximum(low - action, action - high) / ((high - low) / 2)
-    return np.maximum(outside.reshape(len(action), -1).max(axis=1), 0)
-
-
-def _box(space: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of a box (*shape); a dimension without finite ones is taken as [-1, 1]."""
-    low = np.broadcast_to(np.asarray(space.low, np.float32), space.shape)
-    high = np.broadcast_to(np.asarray(space.high, np.float32), space.shape)
-    from jaxrl.spaces import LARGEST_BOUND
-
-    bounded = (low > -LARGEST_BOUND) & (high < LARGEST_BOUND)
-    return np.where(bounded, low, -1), np.where(bounded, high, 1)
 
 
 def _flat(values: np.ndarray, dtype: Any) -> np.ndarray:

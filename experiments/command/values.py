@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import envs_jax
 import jaxrl
 from agents.offline.fqe import FQE
 from envs_jax import datasets
@@ -18,6 +19,7 @@ from experiments.runs.folder import RunFolder, TrainedMember
 from experiments.runs.formatting import number, setting_text
 from jaxrl import spaces
 from jaxrl.parts import ope
+from jaxrl.parts.replay import Dataset
 
 ROWS = 4096  # steps whose log-probabilities are computed at once
 
@@ -30,11 +32,12 @@ def values(args: argparse.Namespace) -> None:
 
     Raises: ValueError where there is no such member, or the data does not fit the environment.
     """
-    rows = []
-    for member in RunFolder.open(args.run).members(args.member, args.checkpoint):
-        agent = member.agent
-        recording = datasets.read_all(args.data, agent.env, agent.env_params)
-        fitted = fitted_value(member, recording, args)
+    folder = RunFolder.open(args.run)
+    env, env_params = envs_jax.make(folder.config["env"], **folder.config["env_options"])
+    recording = datasets.read_all(args.data, env, env_params)
+    data, rows = recording.dataset(env, env_params), []
+    for member in folder.members(args.member, args.checkpoint):
+        fitted = fitted_value(member, data, args)
         sampled = sampled_values(member, recording, args.gamma) if args.stochastic else None
         cells = [None] * 3 if sampled is None else sampled
         rows.append(
@@ -55,10 +58,9 @@ def values(args: argparse.Namespace) -> None:
     table(columns, rows, right=[c for c in columns if c != "setting"])
 
 
-def fitted_value(member: TrainedMember, recording: Recording, args: argparse.Namespace) -> float:
+def fitted_value(member: TrainedMember, data: Dataset, args: argparse.Namespace) -> float:
     """By fitted Q evaluation, in `args.steps` gradient steps."""
     policy = member.agent.policy(member.state, deterministic=not args.stochastic)
-    data = recording.dataset(member.agent.env, member.agent.env_params)
     cls: Any = FQE
     fqe = cls(
         member.agent.env,

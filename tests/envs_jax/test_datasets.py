@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import envs_jax
-from envs_jax import datasets
+from envs_jax import checks, datasets
 from envs_jax.datasets import Recording
 from envs_jax.recording import arrays_of
 from experiments.command.cli import main
@@ -187,7 +187,7 @@ def test_discrete_actions_are_whole_numbers_of_the_space():
 
     def check(action):
         recording = Recording(obs, np.asarray(action), np.zeros(3, np.float32), flag, flag, obs)
-        datasets._check("file", recording, *CARTPOLE)
+        checks.check("file", recording, *CARTPOLE)
         return recording.dataset(*CARTPOLE)
 
     assert check([0.0, 1.0, 1.0]).action.dtype == np.int32
@@ -268,7 +268,7 @@ def test_minari(tmp_path, monkeypatch):
 def test_a_blank_recording_has_the_shapes_of_its_environment():
     for env, env_params in (PENDULUM, CARTPOLE):
         blank = datasets.blank(env, env_params)
-        datasets._check("blank", blank, env, env_params)
+        checks.check("blank", blank, env, env_params)
         arrays = jax.tree.leaves(blank.dataset(env, env_params))
         assert {len(x) for x in arrays} == {2}
 
