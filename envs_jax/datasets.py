@@ -14,13 +14,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from envs_jax.checks import KEYS, check, clipped
+from envs_jax.checks import KEYS, check, check_layout, clipped
 from envs_jax.recording import REFERENCES, Recording, arrays_of, join, subsample
 
 __all__ = ["Recording", "blank", "env_of", "join", "read", "read_all", "subsample", "write"]
@@ -71,17 +71,10 @@ def env_of(source: str | Path) -> str | None:
 
     Raises: ValueError, one line: no such file, or not readable.
     """
-    import h5py
-
     if str(source).startswith("minari:"):
         return None
-    if not Path(source).is_file():
-        raise ValueError(f"{source}: no such file")
-    try:
-        with h5py.File(source) as file:
-            name = _plain(file.attrs.get("env"))
-    except (OSError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{source}: not a readable HDF5 file ({error})") from None
+    with _opened(Path(source)) as file:
+        name = _plain(file.attrs.get("env"))
     return name if isinstance(name, str) else None
 
 
@@ -113,10 +106,11 @@ def write(path: Path, recording: Recording) -> None:
     """
     import h5py
 
-    unfinished = path.with_name(path.name + ".part")
+    from jaxrl import files
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(unfinished, "w") as file:
+        with files.replacing(path) as whole, h5py.File(whole, "w") as file:
             arrays = arrays_of(recording)
             for key, field in KEYS.items():
                 if field in arrays:
@@ -124,10 +118,7 @@ def write(path: Path, recording: Recording) -> None:
                         key, data=arrays[field], compression="gzip", compression_opts=1
                     )
             file.attrs.update(recording.info)
-        unfinished.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
 
 
@@ -146,55 +137,49 @@ def blank(env: Any, env_params: Any) -> Recording:
     return Recording(obs, action, np.arange(2, dtype=np.float32), flag, flag, obs)
 
 
-D4RL = [key for key in KEYS if key not in ("stopped", "log_probs")]
-
-
-def _read_hdf5(path: Path, limit: int | None) -> Recording:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An HDF5 file. Raises: ValueError, one line: not there, or whatever it makes its reader do."""
     import h5py
 
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
         with h5py.File(path) as file:
-            arrays = {k: np.asarray(file[k]) for k in KEYS if k in file}
-            info = {k: _plain(v) for k, v in file.attrs.items()}
-    except (OSError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from None
-    for key in ("observations", "actions", "rewards", "terminals"):
-        if key not in arrays:
-            raise ValueError(f"{path}: has no {key!r}; D4RL's layout has {', '.join(D4RL)}")
-    for key, value in arrays.items():
-        if value.dtype.kind not in "fiub":
-            raise ValueError(f"{path}: {key!r} holds {value.dtype}, not numbers")
-        if value.ndim == 0:
-            raise ValueError(f"{path}: {key!r} has no rows")
-    steps = len(arrays["rewards"])
-    for key, value in arrays.items():
-        if len(value) != steps:
-            raise ValueError(f"{path}: {key!r} has {len(value)} rows, 'rewards' has {steps}")
-    if not steps:
-        raise ValueError(f"{path}: holds no steps")
+            yield file
+    except ValueError as error:  # ours has a line already
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: not a readable HDF5 file ({line})") from None
+
+
+def _read_hdf5(path: Path, limit: int | None) -> Recording:
+    with _opened(path) as file:
+        check_layout(path, file)
+        arrays = {k: np.asarray(file[k]) for k in KEYS if k in file}
+        info = {k: _plain(v) for k, v in file.attrs.items()}
     for key in REFERENCES:
-        if key in info and not isinstance(info[key], int | float):
+        if key in info and not _is_number(info[key]):
             raise ValueError(f"{path}: its attribute {key!r} is {info[key]!r}, not a number")
-    obs = _number(arrays["observations"])
-    terminated = _flat(arrays["terminals"], bool)
+    obs = _number(path, "observations", arrays)
+    terminated = _flags(path, "terminals", arrays)
     if "timeouts" in arrays:
-        truncated = _flat(arrays["timeouts"], bool)
+        truncated = _flags(path, "timeouts", arrays)
     else:
         truncated = _timeouts(terminated, limit)
     flagged = truncated
     if "stopped" in arrays:  # which says more than lengths do
-        flagged, limit = truncated & ~_flat(arrays["stopped"], bool), None
+        flagged, limit = truncated & ~_flags(path, "stopped", arrays), None
     recording = Recording(
         obs,
-        _number(arrays["actions"]),
-        _flat(arrays["rewards"], np.float32),
+        _number(path, "actions", arrays),
+        _single(arrays["rewards"]).reshape(-1),
         terminated,
         truncated,
-        _number(arrays["next_observations"]) if "next_observations" in arrays else obs,
+        _number(path, "next_observations", arrays) if "next_observations" in arrays else obs,
         info,
-        log_prob=_flat(arrays["log_probs"], np.float32) if "log_probs" in arrays else None,
+        log_prob=_single(arrays["log_probs"]).reshape(-1) if "log_probs" in arrays else None,
     )
     if "next_observations" in arrays:
         return _with_stops(_cut(recording), flagged, limit)
@@ -220,17 +205,25 @@ def _read_minari(name: str, limit: int | None) -> Recording:
     def rows(parts: list[Any]) -> np.ndarray:
         return np.concatenate([np.asarray(part) for part in parts])
 
-    flagged = rows([episode.truncations for episode in episodes]).astype(bool)
+    arrays = {
+        "observations": rows([episode.observations[:-1] for episode in episodes]),
+        "actions": rows([episode.actions for episode in episodes]),
+        "next_observations": rows([episode.observations[1:] for episode in episodes]),
+        "terminations": rows([episode.terminations for episode in episodes]),
+        "truncations": rows([episode.truncations for episode in episodes]),
+    }
+    source = f"minari:{name}"
+    flagged = _flags(source, "truncations", arrays)
     last = np.cumsum([len(episode.rewards) for episode in episodes]) - 1
-    truncated, terminated = flagged.copy(), rows([episode.terminations for episode in episodes])
-    truncated[last] |= ~terminated[last].astype(bool)  # the next row is of another episode
+    truncated, terminated = flagged.copy(), _flags(source, "terminations", arrays)
+    truncated[last] |= ~terminated[last]  # the next row is of another episode
     recording = Recording(
-        _number(rows([episode.observations[:-1] for episode in episodes])),
-        _number(rows([episode.actions for episode in episodes])),
-        rows([episode.rewards for episode in episodes]).astype(np.float32),
-        terminated.astype(bool),
+        _number(source, "observations", arrays),
+        _number(source, "actions", arrays),
+        _single(rows([episode.rewards for episode in episodes])),
+        terminated,
         truncated,
-        _number(rows([episode.observations[1:] for episode in episodes])),
+        _number(source, "next_observations", arrays),
         {"env": name} | _references(metadata),
     )
     return _with_stops(recording, flagged, limit)
@@ -294,16 +287,44 @@ def _follow(recording: Recording) -> Recording:
     return whole.take(usable)
 
 
-def _flat(values: np.ndarray, dtype: Any) -> np.ndarray:
-    """A number for each step (M,)."""
-    return values.reshape(-1).astype(dtype)
+def _flags(source: str | Path, key: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A flag for each step (M,). Raises: ValueError where one is neither 0 nor 1."""
+    values = arrays[key].reshape(-1)
+    bad = (values != 0) & (values != 1)
+    if bad.any():
+        i = int(bad.argmax())
+        raise ValueError(f"{source}: {key!r} at index {i} is {values[i]}, neither 0 nor 1")
+    return values.astype(bool)
 
 
-def _number(values: np.ndarray) -> np.ndarray:
-    """Floats in single precision; integers and flags as they are."""
+def _number(source: str | Path, key: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Floats in single precision, integers in no more than 32 bits, flags as they are.
+
+    Raises: ValueError where an integer has more.
+    """
+    values = arrays[key]
     if values.dtype.kind == "f":
+        return _single(values)
+    if values.dtype.kind == "b" or values.dtype.itemsize < 4:
+        return values
+    range = np.iinfo(np.int32)
+    bad = (values < range.min) | (values > range.max)
+    if bad.any():
+        row = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
+        raise ValueError(f"{source}: {key!r} at index {row} does not fit into 32 bits")
+    return values.astype(np.int32)
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    """In single precision: infinite where it does not fit, which `checks.check` refuses."""
+    with np.errstate(over="ignore"):
         return values.astype(np.float32)
-    return values.astype(np.int32) if values.dtype.itemsize > 4 else values
+
+
+def _is_number(value: Any) -> bool:
+    """Whether an attribute is a number that single precision can hold."""
+    largest = float(np.finfo(np.float32).max)
+    return isinstance(value, int | float) and abs(value) <= largest  # of NaN it is not
 
 
 def _plain(value: Any) -> Any:
@@ -313,5 +334,5 @@ def _plain(value: Any) -> Any:
     elif isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, bytes):
-        value = value.decode()
+        value = value.decode(errors="replace")
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -22,6 +22,7 @@ from envs_jax.datasets import Recording
 from experiments.command import parse
 from experiments.runs import recipes
 from experiments.runs.experiment import Experiment, build
+from jaxrl import files
 from jaxrl.training.search import Lin, Log, grid, random_search, require_few
 from jaxrl.words import did_you_mean, near
 
@@ -136,8 +137,14 @@ def recording_of(request: Request, cls: Any, env: Any, env_params: Any) -> Recor
 
 
 def absolute(data: str) -> str:
-    """A file by its whole path, so that its run can be resumed from anywhere."""
-    return data if data.startswith("minari:") else str(Path(data).resolve())
+    """A file by its whole path, so that its run can be resumed from anywhere.
+
+    Raises: ValueError where that cannot be written down.
+    """
+    path = data if data.startswith("minari:") else str(Path(data).resolve())
+    if not files.is_utf8(path):
+        raise ValueError(f"--data {data} is no name in UTF-8: it could not be written down")
+    return path
 
 
 def recipe_values(

@@ -7,6 +7,7 @@ at once. Bad input ends with one line on standard error and exit status 2, nothi
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -20,6 +21,9 @@ from experiments.command import messages, options
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status, 0 or one of those in `messages`."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may know ASCII only
+            stream.reconfigure(errors="replace")
     try:
         args = options.parse(words)
     except ValueError as error:
@@ -29,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.filterwarnings("always", category=UserWarning, module="jaxrl|experiments")
             warnings.showwarning = messages.warn  # type: ignore[assignment]
-            return COMMANDS[args.command](args)
+            status = COMMANDS[args.command](args)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # nobody reads the results any more, as with `jaxrl list envs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return messages.UNREAD
     except ValueError as error:
         messages.error(str(error))
         status = messages.BAD_INPUT
@@ -39,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConnectionError as error:
         messages.error(str(error))
         status = messages.ALONE
-    except Exception:
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "initialize backend" in str(error):
+            messages.error(str(error))  # JAX_PLATFORMS names what is not there
+            return messages.BAD_INPUT
         if not args.joined:
             raise
         traceback.print_exc()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from experiments.command import messages
 from experiments.runs.formatting import number
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Meter:
         if self.bar:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            messages.say(line)
 
     def __call__(self, progress: Progress) -> None:
         self.newest[progress.batch] = progress
@@ -81,4 +81,4 @@ class Meter:
         elif steps * PLAIN_LINES >= self.total_steps * (self.lines + 1):
             self.lines = steps * PLAIN_LINES // self.total_steps
             share = min(1.0, steps / self.total_steps)  # adaptive batches overshoot a little
-            print(f"{share:4.0%}  {status}", file=sys.stderr, flush=True)
+            messages.say(f"{share:4.0%}  {status}")

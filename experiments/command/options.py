@@ -142,7 +142,7 @@ def add_run(command: argparse.ArgumentParser) -> None:
         "--on-nan",
         choices=("report", "stop"),
         default="report",
-        help="where a member's loss or parameters are not finite: leave it out, or stop",
+        help="where a member's loss, returns or parameters are not finite: leave it out, or stop",
     )
     add(
         "--memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def results(summary: dict[str, Any]) -> None:
         f"{summary['episodes_per_member']} fresh episodes each"
     )
     _settings(summary["settings"])
-    diverged = sum(member["diverged_at"] is not None for member in summary["members"])
+    diverged = sum(not math.isfinite(member["final_return"]) for member in summary["members"])
     if diverged:
         print(f"without {diverged} of {len(summary['members'])} members, which became non-finite")
     if summary["unfinished_episodes"]:

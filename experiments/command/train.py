@@ -17,10 +17,11 @@ import jaxrl
 from experiments.command import messages, printing
 from experiments.command.assemble import assemble, request_of
 from experiments.command.meter import Meter
+from experiments.runs import config as configuration
 from experiments.runs import curves
 from experiments.runs.experiment import Experiment
 from experiments.runs.folder import RunFolder
-from experiments.runs.summary import Seconds
+from experiments.runs.summary import Seconds, summarise
 from jaxrl.training import hosts, sinks
 from jaxrl.training.engine import compile_clock
 
@@ -28,7 +29,7 @@ from jaxrl.training.engine import compile_clock
 def run(args: argparse.Namespace) -> int:
     """Train, evaluate, save and report as the command line asks; returns the exit status."""
     with begun(args) as (folder, experiment):
-        again = f"jaxrl {args.command} --resume {shlex.quote(str(folder.path))}"
+        again = how_to_go_on(args, folder)
         try:
             population = train(args, folder, experiment)
             began, compiled = time.perf_counter(), compile_clock()
@@ -38,12 +39,20 @@ def run(args: argparse.Namespace) -> int:
             raise ConnectionError(f"{error}; {hint}") from None
         compiling = compile_clock() - compiled
         seconds = Seconds(compiling, time.perf_counter() - began - compiling)
-        summary = folder.save(experiment, population, evaluation, seconds)
     if not hosts.is_writer():
         return 0
-    figure = folder.path / "curve.png"
-    curves.draw([RunFolder.open(folder.path)], figure)
+    resumes = configuration.resumes(folder.config)
+    summary = summarise(experiment, population, evaluation, seconds, resumes)
+    problem, figure = "", folder.path / "curve.png"
+    try:
+        folder.save(experiment, population, evaluation, summary)
+        curves.draw([RunFolder.open(folder.path)], figure)
+    except (OSError, ValueError) as error:  # such as on a full disk
+        problem = f"cannot write to {folder.path}: {error}; once it can be, go on with: {again}"
     printing.results(summary)
+    if problem:
+        messages.error(problem)
+        return messages.BAD_INPUT
     print(f"{folder.path}: summary.json, metrics.npz, checkpoints, {figure}")
     if not population.interrupted:
         return 0
@@ -52,6 +61,12 @@ def run(args: argparse.Namespace) -> int:
         return messages.DIVERGED
     messages.error(f"interrupted; go on with: {again}")
     return messages.INTERRUPTED
+
+
+def how_to_go_on(args: argparse.Namespace, folder: RunFolder) -> str:
+    """The command that goes on with a run, on devices that are used alike."""
+    parallel = " --data-parallel" if args.data_parallel else ""
+    return f"jaxrl {args.command} --resume {shlex.quote(str(folder.path))}{parallel}"
 
 
 @contextlib.contextmanager
@@ -78,6 +93,8 @@ def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -
             announce, callbacks = meter.say, [meter, *logs_of(args, folder, experiment)]
             if experiment.recipe:
                 meter.say(experiment.recipe_line())
+            if moved := configuration.moved(folder.config):
+                meter.say(f"{folder.path}: {moved}")
         return jaxrl.sweep(
             experiment.agent,
             experiment.settings,

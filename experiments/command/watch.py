@@ -24,9 +24,9 @@ def watch(path: Path, every: float) -> None:
 
     Raises: ValueError where `path` holds no run, a damaged one, or curve.png cannot be written.
     """
-    folder = RunFolder.open(path)
     live = sys.stdout.isatty()
     while True:
+        folder = RunFolder.open(path)  # anew: the run may have been resumed
         ended = folder.has_ended
         lines = schema.read_lines(folder.log)
         text = f"{path}: {status(lines, ended, folder.unit)}"

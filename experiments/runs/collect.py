@@ -107,6 +107,11 @@ def snapshots(
         seconds += run.run_seconds
         if run.interrupted:
             raise KeyboardInterrupt  # datasets of a half-trained agent are of no use
+        if not np.isnan(run.history.diverged_at):
+            raise ValueError(
+                f"{agent.name} has a loss, returns or parameters that are not finite after "
+                f"iteration {run.history.diverged_at:.0f}: there is no expert to record"
+            )
         state = agent.without_replay(run.state)  # which is large, and not needed to act
         states.append(jax.tree.map(jnp.copy, state))
         evaluation = jaxrl.evaluate(

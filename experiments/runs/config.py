@@ -49,8 +49,8 @@ def of_experiment(experiment: Experiment, command: str) -> Config:
     agent = experiment.agent
     return {
         "format": FORMAT,
-        "command": command,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **origin(command),
+        "resumed": [],
         "agent": experiment.agent_name,
         "env": experiment.env_id,
         "env_options": experiment.env_options,
@@ -66,10 +66,36 @@ def of_experiment(experiment: Experiment, command: str) -> Config:
         "episodes": experiment.episodes,
         "record": list(agent.record),
         "recipe": experiment.recipe.name if experiment.recipe else None,
+    }
+
+
+def origin(command: str) -> dict[str, Any]:
+    """What started a run, or went on with it: when, by which code, on which devices."""
+    return {
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | _versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "git_commit": _git_commit(),
     }
+
+
+def resumes(config: Config) -> int:
+    """How often a run was resumed; older folders do not count."""
+    return sum(isinstance(entry, dict) for entry in config["resumed"])
+
+
+def moved(config: Config) -> str:
+    """From which devices to which a resumed run has come, in a line; "" where it has not."""
+    origins = [config, *(entry for entry in config["resumed"] if isinstance(entry, dict))]
+    *before, now = (entry.get("device") for entry in origins)
+    last = before[-1] if before else None
+    if last in (None, now):
+        return ""
+    return (
+        f"it ran on {last} and goes on on {now}: what follows is right, but not "
+        "what it would have been there"
+    )
 
 
 def read(path: Path) -> Config:
@@ -91,7 +117,8 @@ def filled(config: Config) -> Config:
     unit = "gradient steps" if config["data"] else "environment steps"
     data = config["data"] or []
     several = {"data": [data] if isinstance(data, str) else data}  # older folders have a word
-    return {"record": [], "unit": unit, "data_steps": None, **config, **several}
+    absent: Config = {"record": [], "unit": unit, "data_steps": None, "resumed": []}
+    return absent | config | several
 
 
 def with_steps(config: Config, steps: int, folder: Path) -> Config:
@@ -150,7 +177,7 @@ def trained_agent(config: Config, values: Mapping[str, Any]) -> Agent:
 
 
 def _agent(cls: Any, env: Any, env_params: Any, config: Config, values: Mapping[str, Any]) -> Agent:
-    env_values = {f"env.{k}": v for k, v in config["env_params"].items()}
+    env_values = {f"env.{k}": _value(None, v) for k, v in config["env_params"].items()}
     record = {"record": tuple(config["record"])}
     return build(cls, env, env_params, env_values | _values(cls, values) | record)
 
@@ -162,12 +189,15 @@ def _values(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(kind: type | None, value: Any) -> Any:
-    """Lists as tuples, whole numbers and "inf" as the floats that they are."""
+    """Lists as tuples, whole numbers and "inf" as the floats that they are.
+
+    `kind` is None for the environment's parameters, which are numbers all.
+    """
     if kind is tuple and isinstance(value, list):
         return tuple(value)
-    if kind is float and (type(value) is int or value in ("inf", "-inf")):
+    if kind is float and type(value) is int:
         return float(value)
-    return value
+    return float(value) if kind in (float, None) and value in ("inf", "-inf") else value
 
 
 def _scalars(env_params: Any) -> dict[str, Any]:

@@ -37,13 +37,15 @@ from experiments.runs.config import (
     Config,
     experiment_of,
     of_experiment,
+    origin,
     trained_agent,
     with_steps,
 )
 from experiments.runs.experiment import Experiment
 from experiments.runs.formatting import steps_name
 from experiments.runs.saved import saved_history, saved_members
-from experiments.runs.summary import Seconds, arrays, summarise, training_arrays
+from experiments.runs.summary import arrays, training_arrays
+from jaxrl import files
 from jaxrl.agent import Agent
 from jaxrl.training import hosts, restore
 from jaxrl.training.evaluate import Evaluation
@@ -86,6 +88,8 @@ class RunFolder:
 
         Raises: ValueError where it already holds a run or anything else, or cannot be written.
         """
+        if not files.is_utf8(path.absolute()):
+            raise ValueError(f"{path} is no name in UTF-8: choose another --out")
         folder = cls(path, of_experiment(experiment, command))
         if not hosts.is_writer():
             yield folder
@@ -144,7 +148,7 @@ class RunFolder:
         if steps is None and finished:
             raise ValueError(f"{self.path} is finished: give --steps N, more than it has, to go on")
         content = self.config if steps is None else with_steps(self.config, steps, self.path)
-        resumed = [*content.get("resumed", []), command]
+        resumed = [*content["resumed"], origin(command)]
         return dataclasses.replace(self, config=content | {"format": FORMAT, "resumed": resumed})
 
     def write_config(self) -> None:
@@ -179,7 +183,11 @@ class RunFolder:
 
     @property
     def has_ended(self) -> bool:
-        return (self.path / SUMMARY).exists()
+        """Whether its results are there: of a resumed run, those since it was last resumed."""
+        if not (self.path / SUMMARY).exists():
+            return False
+        content = jsonfile.read(self.path / SUMMARY) or {}  # `summary` tells of damage
+        return not content or content.get("resumes", 0) == configuration.resumes(self.config)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -215,19 +223,17 @@ class RunFolder:
         experiment: Experiment,
         population: Population,
         evaluation: Evaluation,
-        seconds: Seconds,
-    ) -> dict[str, Any]:
-        """Write metrics and summary of a population that was trained, and evaluated in `seconds`.
+        summary: dict[str, Any],
+    ) -> None:
+        """Write metrics and summary of a population that was trained and evaluated.
 
-        Returns the summary.
+        Raises: OSError, as on a full disk.
         """
-        content = summarise(experiment, population, evaluation, seconds)
-        if hosts.is_writer():
-            self.write_config()
+        self.write_config()
+        with files.replacing(self.path / METRICS) as file:
             metrics: dict[str, Any] = arrays(experiment, population, evaluation)
-            np.savez_compressed(self.path / METRICS, **metrics)
-            jsonfile.write(self.path / SUMMARY, content)
-        return content
+            np.savez_compressed(file, **metrics)
+        jsonfile.write(self.path / SUMMARY, summary)
 
     @property
     def listing(self) -> dict[str, Any]:

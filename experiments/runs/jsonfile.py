@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrl import files
+
 
 def write(path: Path, content: Mapping[str, Any], new: bool = False) -> None:
     """Write an object; the file is there whole or not at all.
@@ -18,15 +20,16 @@ def write(path: Path, content: Mapping[str, Any], new: bool = False) -> None:
     """
     lines = [f"  {json.dumps(key)}: {_text(_standard(value))}" for key, value in content.items()]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
-    unfinished = path if new else path.with_suffix(".part")
-    file = unfinished.open("x" if new else "w")
-    try:
-        with file:
+    if not new:
+        files.write_text(path, text)
+        return
+    with path.open("x") as file:
+        try:
             file.write(text)
-        unfinished.replace(path)
-    except OSError:  # such as on a full disk
-        unfinished.unlink(missing_ok=True)
-        raise
+            file.flush()
+        except OSError:  # such as on a full disk
+            path.unlink()
+            raise
 
 
 def plain(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,13 +56,18 @@ def _text(value: Any) -> str:
 
 
 def _standard(value: Any) -> Any:
-    """Standard JSON has no tuples, no infinities and no NaN: lists, "inf" and null."""
+    """Standard JSON has no tuples, no infinities and no NaN: lists, "inf" and null.
+
+    It is UTF-8, as the name of a file need not be.
+    """
     if isinstance(value, Mapping):
         return {k: _standard(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_standard(v) for v in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return _standard(value.item())
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
     if isinstance(value, float) and not np.isfinite(value):
         return None if np.isnan(value) else str(value)
     return value

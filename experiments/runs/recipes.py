@@ -41,7 +41,7 @@ class Recipe:
 def find(agent: str, env: str) -> Recipe | None:
     """The recipe for an agent on an environment, if there is one."""
     path = FOLDER / agent / f"{env}.toml"
-    return load(path) if path.is_file() else None
+    return load(path) if path in FOLDER.rglob("*.toml") else None  # names are not paths
 
 
 def everything() -> list[Recipe]:

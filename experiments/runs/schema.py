@@ -40,6 +40,13 @@ class Hyperparameters(Entries):
     __pydantic_extra__: Values = Field(init=False)
 
 
+class Origin(Entries):
+    """What went on with a run."""
+
+    command: str
+    device: str
+
+
 class ConfigFile(Entries):
     """config.json, as far as every format has it."""
 
@@ -57,7 +64,8 @@ class ConfigFile(Entries):
     data_steps: Positive | None = None
     reference: tuple[float, float] | None = None
     record: list[str] = []
-    resumed: list[str] = []
+    device: str = ""
+    resumed: list[str | Origin] = []  # a command alone in older folders
 
 
 class Member(Entries):
@@ -77,6 +85,7 @@ class SummaryFile(Entries):
     settings: Annotated[list[Setting], Field(min_length=1)]
     checkpoints: list[list[Count]] = []  # folders that are too old have none
     interrupted: bool
+    resumes: Count = 0
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> SummaryFile:

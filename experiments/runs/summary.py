@@ -49,12 +49,20 @@ def recorded(evaluation: Evaluation) -> dict[str, np.ndarray]:
 
 
 def summarise(
-    experiment: Experiment, population: Population, evaluation: Evaluation, seconds: Seconds
+    experiment: Experiment,
+    population: Population,
+    evaluation: Evaluation,
+    seconds: Seconds,
+    resumes: int = 0,
 ) -> dict[str, Any]:
     """The content of summary.json. An interval of fewer than two members is [null, null].
 
-    A member whose loss or parameters were not finite has the iteration in "diverged_at", null for
-    a return, and no part in any mean.
+    Args:
+        seconds: that the evaluation took.
+        resumes: how often the run was resumed.
+
+    A member whose loss, returns or parameters were not finite has the iteration in "diverged_at",
+    null for a return, and no part in any mean.
     """
     values = measures(experiment, population, evaluation)
     sums = {name: x.mean(axis=1) for name, x in recorded(evaluation).items()}
@@ -82,6 +90,7 @@ def summarise(
         "unfinished_episodes": int((~np.asarray(evaluation.finished)).sum()),
         **_speed(experiment.unit, population, seconds),
         "interrupted": population.interrupted,
+        "resumes": resumes,
         "best": max(settings, key=_mean_return),
         "settings": settings,
         "members": [

@@ -135,8 +135,10 @@ def run(
 def draw(study: Study, scale: Scale, results: Path) -> None:
     """Save the figures that can be drawn from the cells that there are."""
     cells = read(study, scale, results)
+    from jaxrl.report import plots
+
     for name, figure in study.figures(cells).items() if cells else ():
-        figure.savefig(results / study.name / f"{name}.png")
+        plots.save(figure, results / study.name / f"{name}.png")
 
 
 def read(study: Study, scale: Scale, results: Path) -> dict[str, Any]:
@@ -220,11 +222,10 @@ def _write(path: Path, cells: Mapping[str, Any]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Whole or not at all: a killed process leaves the file as it was."""
+    from jaxrl import files
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    files.write_text(path, text)
 
 
 def _json(value: Any) -> Any:

@@ -69,14 +69,18 @@ class Episodes(NamedTuple):
     info: dict[str, jax.Array] = {}  # noqa: RUF012  (never changed in place)
 
     def metrics(self) -> dict[str, jax.Array]:
-        """Mean return, length and recorded sums, NaN where no episode ended; how many ended."""
+        """Mean return, length and recorded sums, NaN where no episode ended; how many ended.
+
+        A mean that is no number is shown as infinite: NaN says that there is none.
+        """
         ended = self.ended.sum()
-        nothing = jnp.where(ended > 0, 0.0, jnp.nan)
+
+        def mean(values: jax.Array) -> jax.Array:
+            value = values.sum() / jnp.maximum(ended, 1)
+            return jnp.where(ended > 0, jnp.where(jnp.isnan(value), jnp.inf, value), jnp.nan)
+
         sums = {"return": self.returns, "length": self.lengths, **self.info}
-        means = {
-            f"episode_{name}": values.sum() / jnp.maximum(ended, 1) + nothing
-            for name, values in sums.items()
-        }
+        means = {f"episode_{name}": mean(values) for name, values in sums.items()}
         return means | {"episodes": ended}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxrl import files
 from jaxrl.report.stats import mean_ci
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def learning_curves(
 def save(figure: Figure, path: str | Path) -> None:
     """Write `figure` to `path`, in the format its ending names.
 
-    Raises: ValueError where that is no format that can be written.
+    Raises: ValueError where that is no format that can be written; OSError where it cannot be.
     """
     ending = Path(path).suffix.removeprefix(".").lower()
     known = figure.canvas.get_supported_filetypes()
@@ -114,7 +115,8 @@ def save(figure: Figure, path: str | Path) -> None:
             f"cannot write a figure as {Path(path).name!r}: known endings are "
             + ", ".join(sorted(known))
         )
-    figure.savefig(path)
+    with files.replacing(Path(path)) as file:
+        figure.savefig(file, format=ending)
 
 
 def _draw(axes: Axes, curve: Curve, colour: Any, *, faint: bool) -> None:

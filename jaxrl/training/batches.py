@@ -47,8 +47,8 @@ def train_batch(
 
     With `data_parallel` the environments of its only member are spread over the local devices.
 
-    A member whose loss or parameters are not finite trains on, to no effect on the others; from
-    there on its metrics and returns are NaN, which is "missing" everywhere.
+    A member whose loss, returns or parameters are not finite trains on, to no effect on the others;
+    from there on its metrics and returns are NaN, which is "missing" everywhere.
     """
     members = len(batch.members)
     placement = Placement.of_environments() if data_parallel else Placement.of_members(members)

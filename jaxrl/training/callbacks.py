@@ -149,7 +149,7 @@ def closing(closeable: Iterable[Callback | Store]) -> Iterator[None]:
 
 
 class OnNaN(Callback):
-    """Warns of members whose loss or parameters are not finite any more, and stops if asked to.
+    """Warns of members whose loss, returns or parameters are not finite, and stops if asked to.
 
     Raises: ValueError where `on_nan` is not "report" or "stop".
     """
@@ -164,9 +164,9 @@ class OnNaN(Callback):
         rows = np.flatnonzero(diverged_at >= progress.first).tolist()
         for i in rows:
             warnings.warn(
-                f"member {progress.members[i]} (seed {progress.seeds[i]}) has a loss or parameters "
-                f"that are not finite after iteration {diverged_at[i]:.0f}: it is left out of all "
-                "statistics",
+                f"member {progress.members[i]} (seed {progress.seeds[i]}) has a loss, returns or "
+                f"parameters that are not finite after iteration {diverged_at[i]:.0f}: it is left "
+                "out of all statistics",
                 stacklevel=2,
             )
         return self.is_stopping and bool(rows)

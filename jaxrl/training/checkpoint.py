@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 import warnings
 import zlib
@@ -23,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrl import files
 from jaxrl.training import hosts
 from jaxrl.training.history import History
 from jaxrl.training.hosts import to_numpy
@@ -59,6 +59,8 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))  # a string is a path too
+        if not files.is_utf8(self.folder.absolute()):  # which orbax needs
+            raise ValueError(f"checkpoints: {self.folder} is no name in UTF-8")
         if not self.every >= 0:
             raise ValueError(f"checkpoints: every={self.every} must be 0 seconds or more")
         if self.keep < 1:
@@ -84,11 +86,9 @@ class Checkpoints:
         saved = members(self.folder / str(number)) if hosts.is_writer() else 0
         size = hosts.of_writer(saved) or decide()
         if hosts.is_writer():
-            part = path.with_suffix(".part")
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                part.write_text(json.dumps(known | {str(number): size}))
-                part.replace(path)
+                files.write_text(path, json.dumps(known | {str(number): size}))
             except OSError as error:
                 raise ValueError(f"cannot write to {self.folder}: {error.strerror}") from None
         return size
@@ -128,7 +128,7 @@ class Store:
         self.belongs_to = json.loads(json.dumps(belongs_to))
         try:
             (self.folder / HISTORY).mkdir(parents=True, exist_ok=True)
-            self.lock = (self.folder / ".lock").open("w")
+            self.lock = files.locking(self.folder / ".lock")
             self.lock.write("x" * 4096)  # found out now if the disk is full
             self.lock.flush()
         except OSError as error:
@@ -202,7 +202,8 @@ class Store:
         self.saved_at = time.perf_counter()
         path = self.folder / HISTORY / f"{self.iteration:010d}-{iteration:010d}.npz"
         try:
-            _write(path, history.to_arrays())
+            with files.replacing(path) as file:
+                np.savez(file, **history.to_arrays())  # type: ignore[arg-type]
             self._save_states(
                 iteration, states, score, {"seconds": seconds, "env_steps": env_steps}
             )
@@ -245,7 +246,8 @@ class Store:
             self.manager.close()
         except Exception as error:
             self._warn_of(error)
-        self.lock.close()
+        finally:
+            self.lock.close()
 
 
 def _batch_sizes(path: Path) -> dict[str, int]:
@@ -269,16 +271,3 @@ def _sealed(content: dict[str, Any]) -> dict[str, Any]:
     """JSON with a checksum of its own: a flipped bit in it must not look like another run's."""
     text = json.dumps(content)
     return {"text": text, "checksum": zlib.crc32(text.encode())}
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """An .npz file that is there whole or not at all."""
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+CACHE_BYTES = 4 * 2**30  # of compiled programs on disk
+
 
 def use_all_cores() -> int:
     """Make each CPU core a JAX device, over which populations are spread; returns their number.
@@ -34,10 +36,25 @@ def use_all_cores() -> int:
 def use_compilation_cache(path: str | Path | None = None) -> None:
     """Keep compiled programs on disk, so that the next process need not compile them again.
 
-    `path` defaults to $JAX_COMPILATION_CACHE_DIR, else to jaxrl/ in the user's cache folder.
+    `path` defaults to $JAX_COMPILATION_CACHE_DIR, else to jaxrl/ in the user's cache folder, where
+    those not used for longest make room once they are CACHE_BYTES. The folder is the user's alone:
+    what is in it is run.
+
+    Warns where it cannot be written, or is another user's: then nothing is kept.
     """
     if path is None and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(path or Path(cache_home) / "jaxrl"))
+    try:
+        cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(path or Path(cache_home) / "jaxrl")
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+            raise OSError(f"{folder} belongs to another user")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(f"{folder} cannot be written")
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

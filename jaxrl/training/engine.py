@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from jaxrl.agent import Tag, derive
+from jaxrl.parts.replay import nbytes
 from jaxrl.training import programs
 from jaxrl.training.evaluate import Evaluation, warn_of_unfinished
 from jaxrl.training.history import History
@@ -153,11 +154,16 @@ def shapes(agents: Any, members: int) -> Any:
     )
 
 
-def needed_bytes(agents: Any, members: int, length: int) -> tuple[int, float]:
+def needed_bytes(
+    agents: Any, members: int, length: int, episodes: int = 0, saves: bool = False
+) -> tuple[int, float]:
     """What training so many of these agents at once needs, on all local devices together.
 
-    Compiles what they would run, in chunks of at most `length`; returns bytes and the seconds that
-    it took.
+    Compiles what they would run: chunks of at most `length` iterations, evaluations of so many
+    episodes, where there are any. Where their states are saved and devices are the computer's own
+    CPU, the copies that are being written count too.
+
+    Returns bytes and the seconds that it took.
     """
     placement = Placement.of_members(members)
     mesh, shared = placement.mesh, placement.share(agents)
@@ -165,9 +171,26 @@ def needed_bytes(agents: Any, members: int, length: int) -> tuple[int, float]:
     placed = shapes_on(shared, mesh, placement.agent_specs(shared))
     args = placed, states, np.int32(0), np.int32(0)
     program, seconds = compiled(programs.chunk, *args, mesh=mesh, length=length)
+    needed = _bytes_of(program)
+    if episodes:
+        keys = shapes_on(jax.eval_shape(lambda: states.key), mesh)
+        statics = {"mesh": mesh, "episodes": episodes, "deterministic": True}
+        program, more = compiled(programs.evaluate_all, placed, states, keys, **statics)
+        needed, seconds = max(needed, _bytes_of(program)), seconds + more
+    needed *= mesh.size
+    if saves and jax.default_backend() == "cpu":
+        needed += COPIES * nbytes(states)
+    return needed, seconds
+
+
+COPIES = 4  # of the states while they are saved: measured, orbax's included
+
+
+def _bytes_of(program: Any) -> int:
+    """What a compiled program needs on each device, its arguments included."""
     stats = program.memory_analysis()
     own = stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
-    return mesh.size * int(stats.argument_size_in_bytes + own), seconds
+    return int(stats.argument_size_in_bytes + own)
 
 
 # The last programs that were asked for: each maps memory that the system has a limited number of.

@@ -22,7 +22,8 @@ class History(NamedTuple):
         metrics: name -> (iterations,).
         evaluations: those during training: "env_steps" (k,), "returns" (k, episodes), and sums over
             each episode of what the agent records, name -> (k, episodes).
-        diverged_at: the iteration after which loss or parameters were not finite, NaN: they are.
+        diverged_at: the iteration after which loss, returns or parameters were not finite, NaN:
+            they are.
             From there on metrics and evaluations are NaN.
         first: iterations done before those that it tells of.
     """
@@ -115,11 +116,17 @@ class History(NamedTuple):
         return self.evaluations["env_steps"].shape[-1] if self.evaluations else 0
 
     def evaluated(self, episodes: Mapping[str, Any]) -> History:
-        """With one more evaluation, after the last iteration: arrays (members, episodes)."""
-        missing = ~np.isnan(self.diverged_at)[:, None]
+        """With one more evaluation, after the last iteration: arrays (members, episodes).
+
+        A member has diverged by then where a return is not finite.
+        """
+        finite = np.isfinite(episodes["returns"]).all(axis=1)
+        diverged_at = np.fmin(self.diverged_at, np.where(finite, np.nan, self.stop - 1))
+        missing = ~np.isnan(diverged_at)[:, None]
         new = {name: np.where(missing, np.nan, x)[:, None] for name, x in episodes.items()}
         new["env_steps"] = self.steps_taken[:, None].astype(float)
-        return self._replace(evaluations=_join(self.evaluations, new, self.num_evaluations, 1))
+        joined = _join(self.evaluations, new, self.num_evaluations, 1)
+        return self._replace(evaluations=joined, diverged_at=diverged_at)
 
     def after(self, earlier: History) -> History:
         """What is new since an earlier state of it."""
@@ -223,12 +230,19 @@ class History(NamedTuple):
 def diverged(metrics: dict[str, np.ndarray], finite: np.ndarray, length: int) -> np.ndarray:
     """The iteration of a chunk, from 0, after which a member is not finite any more; NaN: it is.
 
-    `finite` tells of the parameters at the chunk's end, the losses (members, n) tell since when.
+    `finite` tells of the parameters at the chunk's end, losses and mean returns of episodes
+    (members, n) tell since when.
     """
     result = np.where(finite, np.nan, length - 1)
-    for values in (x for name, x in metrics.items() if name.endswith("loss")):
+    for name, values in metrics.items():
+        is_loss = name.endswith("loss")
+        if not is_loss and name != "episode_return":
+            continue
         infinite = np.isinf(values)
         first = np.where(infinite.any(axis=1), infinite.argmax(axis=1), np.nan)
+        if not is_loss:
+            result = np.fmin(result, first)
+            continue
         # NaN alone may be no value at all; up to the end of a member that diverged it is the loss.
         trailing = (~np.isfinite(values))[:, ::-1].cumprod(axis=1).sum(axis=1)
         result = np.fmin(result, np.fmin(first, np.where(finite, np.nan, length - trailing)))

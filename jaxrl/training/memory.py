@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import psutil
 
-SHARE = 0.75  # of a computer's memory that a CPU's arrays may take, as XLA does on GPUs
+SHARE = 0.75  # of the memory that is free which a CPU's arrays may take, as XLA does on GPUs
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
-CGROUP = Path("/sys/fs/cgroup/memory.max")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 class Plan(NamedTuple):
@@ -69,10 +69,19 @@ def available() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"]) * jax.local_device_count()
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if CGROUP.exists() and CGROUP.read_text().strip().isdigit():
-        total = min(total, int(CGROUP.read_text()))
-    return int(SHARE * total)
+    return int(SHARE * min(psutil.virtual_memory().available, _left_to_the_container()))
+
+
+def _left_to_the_container() -> float:
+    """Bytes that the container of this process may still take; inf where there is no limit."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        taken = int((CGROUP / "memory.current").read_text())
+        rows = (line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        cached = int(dict(rows)["inactive_file"])  # what is given back when it is needed
+    except (OSError, ValueError, KeyError):
+        return math.inf
+    return max(int(limit) - taken + cached, 0) if limit.isdigit() else math.inf
 
 
 def readable(number: float) -> str:

@@ -119,15 +119,17 @@ class Population:
         """Evaluate all members in fresh episodes; arrays (members, episodes).
 
         Keys follow from each member's root key and `seed`, so a member's figure does not depend on
-        who else is in the population. Those of a member that has diverged are NaN.
+        who else is in the population. Those of a member that has diverged, or with a return that is
+        not finite, are NaN.
         """
         rows: list[Any] = [None] * len(self)
         for members, run in self.batches:
             engine = Engine(run.agent, Placement.of_members(len(run)))
             engine.load(run.state)
             result = engine.evaluate(Tag.TEST, seed, episodes, deterministic)
+            finite = np.isfinite(result.returns).all(axis=1) & np.isnan(run.history.diverged_at)
             for values in (result.returns, *result.info.values()):
-                values[~np.isnan(run.history.diverged_at)] = np.nan
+                values[~finite] = np.nan
             for row, i in enumerate(members):
                 rows[i] = jax.tree.map(lambda x, row=row: x[row], result)
         return jax.tree.map(lambda *xs: np.stack(xs), *rows)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrl import files
 from jaxrl.training.history import History
 from jaxrl.training.hosts import from_numpy, is_key
 from jaxrl.training.identity import ENVIRONMENT, checksum
@@ -117,7 +118,7 @@ def mend_scores(folder: Path) -> None:
     for path in folder.glob("[0-9]*/metrics/metrics"):
         step = path.parent.parent.name
         if step.isdigit() and saved_score(folder, int(step)) == WORST:
-            path.write_text(json.dumps({"return": WORST}))
+            files.write_text(path, json.dumps({"return": WORST}))
 
 
 def _score_path(folder: Path, step: int) -> Path:

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from jaxrl import files
 from jaxrl.training.callbacks import Callback, Progress
 
 
@@ -34,7 +35,7 @@ class JsonLines(Callback):
             "seconds": round(progress.seconds, 3),
             **{k: v if math.isfinite(v) else None for k, v in progress.metrics.items()},
         }
-        with self.path.open("a") as file:
+        with files.appending(self.path) as file:
             print(json.dumps(line), file=file)
 
 

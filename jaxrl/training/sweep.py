@@ -61,8 +61,8 @@ def sweep(
         callbacks: called between chunks: functions of one `Progress`, or `jaxrl.Callback`s.
         checkpoints: where to save during training, a folder within for each batch, from 0. A sweep
             whose folder has checkpoints already is resumed from the newest.
-        on_nan: a member whose loss or parameters become non-finite is warned of and stays out of
-            all statistics, and the others train on ("report"), or the sweep ends there ("stop").
+        on_nan: a member whose loss, returns or parameters become non-finite is warned of and stays
+            out of all statistics, and the others train on ("report"), or the sweep ends ("stop").
         data_parallel: members train one after the other, the environments of each spread over the
             local devices: for runs that are large, not many.
         record: names in the environment's `info` that are summed over each episode and shown.
@@ -85,7 +85,8 @@ def sweep(
         if size is not None:
             return size, 0.0
         limit = available() if memory is None else memory
-        return _largest_batch(members, number, limit, evaluations, checkpoints, announce)
+        shown = evaluations, episodes
+        return _largest_batch(members, number, limit, shown, checkpoints, announce)
 
     trained: list[tuple[list[int], Run]] = []
     with closing(own):
@@ -173,21 +174,25 @@ def _largest_batch(
     members: list[Member],
     number: int,
     limit: int,
-    evaluations: int,
+    shown: tuple[int, int],
     checkpoints: Checkpoints | None,
     announce: Callable[[str], None],
 ) -> tuple[int, float]:
     """How many members of a program train at once within the limit, and the seconds to compile.
 
-    Where checkpoints were begun with another number, that one stands.
+    `shown` are the evaluations during training, and the episodes of each. Where checkpoints were
+    begun with another number, that one stands.
     """
     agents, compile_seconds = stack_agents([member.agent for member in members]), 0.0
+    evaluations, episodes = shown
     length = Schedule(agents.num_iterations, evaluations).length
     copies = min(len(members), jax.local_device_count())
 
     def needed(size: int) -> int:
         nonlocal compile_seconds
-        bytes_needed, seconds = needed_bytes(agents, size, length)
+        bytes_needed, seconds = needed_bytes(
+            agents, size, length, episodes if evaluations else 0, checkpoints is not None
+        )
         compile_seconds += seconds
         return bytes_needed
 

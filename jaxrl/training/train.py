@@ -68,7 +68,8 @@ def train(
             source by now, as from environments after recorded data, it is a run of its own that
             starts from what was learnt, with fresh environments and an empty replay.
         until: stop after this iteration; schedules still follow `total_steps`.
-        on_nan: "report" or "stop", where loss or parameters are not finite; see `jaxrl.sweep`.
+        on_nan: "report" or "stop", where loss, returns or parameters are not finite; see
+            `jaxrl.sweep`.
         data_parallel: spread the environments over the local devices; gradients are of all of them.
         record: names in the environment's `info` that are summed over each episode and shown.
 

@@ -1,19 +1,24 @@
 """Memory plans: a population that does not fit trains in batches that do, with the same results."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
 
 import jaxrl
 from agents.off_policy.sac import SAC
 from jaxrl import Checkpoints
+from jaxrl.agent import Tag
 from jaxrl.parts.replay import nbytes
 from jaxrl.training import memory
-from jaxrl.training.engine import needed_bytes
+from jaxrl.training.engine import Engine, needed_bytes
 from jaxrl.training.members import stack_agents
+from jaxrl.training.placement import Placement
 from jaxrl.training.schedule import Schedule
 from tests.helpers import Toy, ToyState, assert_close
 from tests.probes import ActionChoice
@@ -54,12 +59,20 @@ def test_there_is_some():
     assert memory.available() > 2**28
 
 
-def test_the_computers_share_is_what_a_container_may_take(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "CGROUP", tmp_path / "max")
-    (tmp_path / "max").write_text("1000000\n")
-    assert memory.available() == 750_000
-    (tmp_path / "max").write_text("max\n")
+def test_the_computers_share_is_of_what_a_container_has_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "memory.current").write_text("600000\n")
+    (tmp_path / "memory.stat").write_text("anon 300000\ninactive_file 200000\n")
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert memory.available() == 450_000  # of a million: of what is taken, a third is given back
+    (tmp_path / "memory.max").write_text("max\n")
     assert memory.available() > 2**28
+
+
+def test_the_computers_share_is_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", Path("/nowhere"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4000))
+    assert memory.available() == 3000
 
 
 class HoardState(NamedTuple):
@@ -89,8 +102,8 @@ def test_a_population_four_times_too_large_trains_in_batches(tmp_path):
     rates = np.linspace(0.1, 0.9, 16).tolist()
     stacked = stack_agents([agent] * 16)
     length = Schedule(20).length
-    limit, seconds = needed_bytes(stacked, 4, length)
-    assert needed_bytes(stacked, 16, length)[0] > 3.9 * limit
+    limit, seconds = needed_bytes(stacked, 4, length, saves=True)
+    assert needed_bytes(stacked, 16, length, saves=True)[0] > 3.9 * limit
     assert seconds > 0
     lines = []
     checkpoints = Checkpoints(tmp_path)
@@ -115,6 +128,31 @@ def test_a_population_four_times_too_large_trains_in_batches(tmp_path):
     assert [len(members) for members, _ in again.batches] == sizes
     with pytest.raises(ValueError, match="its replay memory was not kept"):
         jaxrl.train(agent.replace(total_steps=8 * 40), start=population[0])
+
+
+def test_evaluations_and_saves_are_part_of_the_plan():
+    agent = toy()
+    stacked, length = stack_agents([agent] * 4), Schedule(agent.num_iterations).length
+    alone = needed_bytes(stacked, 4, length)[0]
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    assert needed_bytes(stacked, 4, length, saves=True)[0] == alone + 4 * 4 * nbytes(state)
+    assert needed_bytes(stacked, 4, length, episodes=1)[0] == alone
+    episodes = 100_000  # whose environments take more than training does
+    env_state = nbytes(jax.eval_shape(ENV.reset, jax.random.key(0), ENV.default_params))
+    many, seconds = needed_bytes(stacked, 4, length, episodes)
+    assert many > 4 * episodes * env_state
+    assert seconds > 0
+
+
+def test_the_program_that_the_plan_has_compiled_is_the_one_that_evaluates():
+    agent = toy()
+    stacked = stack_agents([agent] * 4)
+    needed_bytes(stacked, 4, Schedule(agent.num_iterations).length, episodes=3)
+    engine = Engine(stacked, Placement.of_members(4))
+    engine.start([0, 1, 2, 3])
+    before = engine.compile_seconds
+    engine.evaluate(Tag.EVALUATE, 0, 3)
+    assert engine.compile_seconds == before
 
 
 def test_a_single_run_does_not_copy_its_replay_all_the_time():

@@ -234,7 +234,7 @@ def test_three_programs_do_it_all(seeds, monkeypatch):
 def test_a_member_that_is_not_finite_is_out_and_disturbs_nobody(tmp_path):
     settings = [{}, {"nan_iteration": 7.0}, {"rate": 0.1}]
     healthy = jaxrl.sweep(toy(), [settings[0], {}, settings[2]], evaluations=4, episodes=2)
-    line = r"member 1 \(seed 0\) has a loss or .* not finite after iteration 7"
+    line = r"member 1 \(seed 0\) has a loss, .* not finite after iteration 7"
     reports = []
 
     def train(**options):

@@ -34,7 +34,7 @@ def test_logs_of_all_kinds_and_a_member_that_is_not_finite(tmp_path, capsys):
     command = ["sweep", "ppo", "CartPole-v1", "learning_rate=1e-3,1e38", *TINY, "--out", str(out)]
     assert main([*command, "--tensorboard", "--log-member", "0", "--on-nan", "stop"]) == 1
     shown = capsys.readouterr()
-    assert "jaxrl: warning: member 1 (seed 0) has a loss or parameters that are" in shown.err
+    assert "jaxrl: warning: member 1 (seed 0) has a loss, returns or" in shown.err
     assert f"go on without it: jaxrl sweep --resume {out}" in shown.err
     assert "without 1 of 2 members" in shown.out
     summary = json.loads((out / "summary.json").read_text())

@@ -1,0 +1,259 @@
+"""What a run meets around it: pipes, terminals, names, full disks, links, missing devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import agents
+from experiments.command import assemble
+from experiments.command.cli import main
+from experiments.runs.folder import RunFolder
+from jaxrl import Checkpoints
+from tests.test_files import full
+
+JAXRL = [sys.executable, "-m", "experiments.command.cli"]
+TINY = ["ppo", "CartPole-v1", "num_envs=4", "num_steps=16", "num_minibatches=2", "--episodes", "1"]
+TRAIN = ["train", *TINY, "--steps", "128"]
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    path = tmp_path / "run"
+    assert main([*TRAIN, "--out", str(path)]) == 0
+    capsys.readouterr()
+    return path
+
+
+def command(*words, **environment):
+    return subprocess.run(
+        [*JAXRL, *words], env=os.environ | environment, capture_output=True, check=False
+    )
+
+
+# Output that is not read, or not understood -------------------------------------------------------
+
+
+def test_results_that_nobody_reads_end_without_a_word():
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [*JAXRL, "list", "envs"]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode in (1, 141)  # rich has a status of its own
+
+
+def test_a_run_whose_messages_nobody_reads_goes_on(tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as closed:
+        monkeypatch.setattr("sys.stderr", closed)
+        assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 0
+        monkeypatch.undo()
+        with pytest.raises(BrokenPipeError):
+            closed.write("a line\n")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
+    assert RunFolder.open(tmp_path / "run").has_ended
+
+
+def test_a_terminal_that_knows_ascii_only():
+    done = command("list", "softgac", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert done.stdout.decode("ascii").count("\n") > 10
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path, capsys):
+    """Neither JSON nor orbax can hold one."""
+    path = tmp_path / "caf\udce9"
+    assert main([*TRAIN, "--out", str(path)]) == 2
+    assert "is no name in UTF-8: choose another --out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="is no name in UTF-8"):
+        assemble.absolute(str(path.with_suffix(".hdf5")))
+    with pytest.raises(ValueError, match="is no name in UTF-8"):
+        Checkpoints(path)
+
+
+# Devices and folders that are not there -----------------------------------------------------------
+
+
+def test_devices_that_are_not_there_are_one_line():
+    done = command("list", "CartPole-v1", JAX_PLATFORMS="quantum")
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"jaxrl: error: Unable to initialize backend 'quantum'")
+
+
+CACHE = """
+import os, pathlib, sys, warnings, jax, jaxrl
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    jaxrl.use_compilation_cache(*sys.argv[1:])
+said = [str(x.message) for x in caught if "compiled programs" in str(x.message)]
+folder = jax.config.jax_compilation_cache_dir
+print(said, folder, oct(pathlib.Path(folder).stat().st_mode & 0o777) if folder else None)
+"""
+
+
+def cached(*arguments, **environment):
+    inherited = {"JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"}
+    env = {k: v for k, v in os.environ.items() if k not in inherited} | environment
+    words = [sys.executable, "-c", CACHE, *arguments]
+    return subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_cache_of_programs_is_the_users_own(tmp_path):
+    assert cached(HOME=str(tmp_path)) == f"[] {tmp_path / '.cache' / 'jaxrl'} 0o700\n"
+    (tmp_path / "file").touch()
+    said = cached(HOME=str(tmp_path / "file"))
+    assert "compiled programs are not kept: [Errno 20] Not a directory" in said
+    assert said.endswith("None None\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="gives a folder away")
+def test_the_cache_of_another_user_is_not_used(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 12345, 12345)
+    assert "belongs to another user" in cached(str(tmp_path / "theirs"))
+
+
+# Disks --------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fills_at_the_very_end_costs_no_results(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.runs.jsonfile.write", full_for(path / "summary.json"))
+        assert main([*TRAIN, "--out", str(path)]) == 2
+    shown = capsys.readouterr()
+    assert "final return over 1 seed" in shown.out
+    error = shown.err.splitlines()[-1]
+    assert "No space left" in error
+    assert error.endswith(f"once it can be, go on with: jaxrl train --resume {path}")
+    assert not RunFolder.open(path).has_ended
+    assert main(["train", "--resume", str(path)]) == 0
+    assert RunFolder.open(path).has_ended
+    again = capsys.readouterr().out
+    assert shown.out.splitlines()[:4] == again.splitlines()[:4]  # the same returns
+
+
+def full_for(path):
+    """`jsonfile.write` on a disk that has space for all but one file."""
+    from experiments.runs import jsonfile
+
+    write = jsonfile.write
+
+    def writing(target, *args, **options):
+        if target == path:
+            full()
+        write(target, *args, **options)
+
+    return writing
+
+
+# Links that a stranger has laid -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "config.json.part",
+        "summary.json",
+        "summary.json.part",
+        "metrics.npz",
+        "log.jsonl",
+        "curve.png",
+        "checkpoints/batches.json",
+        "checkpoints/batches.json.part",
+        "checkpoints/0/.lock",
+    ],
+)
+def test_no_file_is_written_through_a_link(name, run, tmp_path, capsys):
+    theirs, link = tmp_path / "theirs", run / name
+    content = link.read_bytes() if link.exists() else b"{}"
+    theirs.write_bytes(content)
+    link.unlink(missing_ok=True)
+    link.symlink_to(theirs)
+    status = main(["train", "--resume", str(run), "--steps", "256"])
+    main(["watch", str(run)])
+    assert theirs.read_bytes() == content
+    assert status == (2 if name.endswith(".lock") else 0)
+    capsys.readouterr()
+
+
+def test_names_are_not_paths_of_recipes(tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text("not TOML [")
+    for agent in agents.AGENTS:
+        assert main(["train", agent, str(tmp_path / "mine")]) == 2
+    assert "unknown environment" in capsys.readouterr().err
+
+
+# A run that goes on -------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_has_not_ended_until_it_does(run, monkeypatch, capsys):
+    assert RunFolder.open(run).has_ended
+    watched = []
+
+    def watch(self, progress, states):
+        self.folder.write_config()
+        watched.append(RunFolder.open(run).has_ended)
+        assert main(["watch", str(run)]) == 0
+
+    monkeypatch.setattr("experiments.command.train.WriteDown.__call__", watch)
+    assert main(["train", "--resume", str(run), "--steps", "256"]) == 0
+    assert watched
+    assert not any(watched)
+    assert f"{run}: running, batch 0" in capsys.readouterr().out
+    assert RunFolder.open(run).has_ended
+
+
+def test_a_run_that_was_extended_and_killed_goes_on(run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.runs.folder.RunFolder.save", full)
+        assert main(["train", "--resume", str(run), "--steps", "256"]) == 2
+    assert main(["train", "--resume", str(run)]) == 0
+    assert RunFolder.open(run).summary["members"][0]["hyperparameters"]["total_steps"] == 256
+    capsys.readouterr()
+
+
+def test_a_resume_is_written_down_and_other_devices_are_told(run, capsys):
+    config = json.loads((run / "config.json").read_text())
+    here, config["device"] = config["device"], "7 x quantum"
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["train", "--resume", str(run), "--steps", "256"]) == 0
+    line = f"{run}: it ran on 7 x quantum and goes on on {here}: what follows is right, but not"
+    assert line in capsys.readouterr().err
+    (resumed,) = json.loads((run / "config.json").read_text())["resumed"]
+    assert resumed["command"] == f"jaxrl train --resume {run} --steps 256"
+    assert set(resumed) == {"command", "created", "versions", "device", "git_commit"}
+    assert main(["train", "--resume", str(run), "--steps", "384"]) == 0
+    assert "it ran on" not in capsys.readouterr().err
+
+
+# Numbers that are not finite ----------------------------------------------------------------------
+
+
+def test_a_parameter_that_is_infinite_is_read_back(tmp_path, capsys):
+    path = tmp_path / "run"
+    assert main([*TRAIN, "env.x_threshold=inf", "--out", str(path)]) == 0
+    assert main(["eval", str(path), "--episodes", "1"]) == 0
+    assert main(["train", "--resume", str(path), "--steps", "256"]) == 0
+    swept = tmp_path / "swept"
+    sweep = ["sweep", *TINY, "--steps", "128", "env.x_threshold=2.4,inf", "--out", str(swept)]
+    assert main(sweep) == 0
+    assert main(["eval", str(swept), "--episodes", "1"]) == 0
+    assert "x_threshold=inf" in capsys.readouterr().out
+
+
+def test_an_expert_that_diverged_is_not_recorded(tmp_path, capsys):
+    words = [*TINY[:-2], "learning_rate=1e38", "--steps", "512", "--size", "40"]
+    assert main(["collect", *words, "--out", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "are not finite after iteration" in error
+    assert error.endswith("there is no expert to record")
+    assert list((tmp_path / "data").iterdir()) == []
