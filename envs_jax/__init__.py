@@ -50,8 +50,9 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
         raise ValueError(f"{id}: {unknown('resets', filled['resets'], _RESETS)}")
     if not isinstance(filled["end_broken"], bool):
         raise ValueError(f"{id}: end_broken={filled['end_broken']} is not true or false")
-    if not isinstance(filled["pool_size"], int) or filled["pool_size"] < 1:
-        raise ValueError(f"{id}: pool_size={filled['pool_size']} is not a whole number from 1 up")
+    size = filled["pool_size"]
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**31:
+        raise ValueError(f"{id}: pool_size={size} is not a whole number from 1 to {2**31 - 1:,}")
     changed = {name: x for name, x in options.items() if x != defaults[name]}
     try:
         env = _build(module.build, id, tuple(sorted(filled.items())), bool(changed))

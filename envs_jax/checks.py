@@ -30,6 +30,8 @@ KEYS = {
 
 D4RL = [key for key in KEYS if key not in ("stopped", "log_probs")]
 
+NUMBERS = ("rewards", "terminals", "timeouts", "stopped", "log_probs")  # one for each step
+
 
 def check_layout(path: Path, file: Any) -> None:
     """Raise ValueError unless an HDF5 file has arrays of numbers, as many rows of each, that fit.
@@ -55,6 +57,10 @@ def check_layout(path: Path, file: Any) -> None:
             raise ValueError(f"{path}: {key!r} holds {values.dtype}, not numbers")
         if not values.shape:
             raise ValueError(f"{path}: {key!r} has no rows")
+        if key in NUMBERS and math.prod(values.shape[1:]) != 1:
+            raise ValueError(
+                f"{path}: {key!r} are of shape {values.shape[1:]}, a number for each step is needed"
+            )
     rows = {key: file[key].shape[0] for key in there}
     steps = rows["rewards"]
     for key, number in rows.items():

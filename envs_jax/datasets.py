@@ -160,7 +160,7 @@ def _read_hdf5(path: Path, limit: int | None) -> Recording:
         arrays = {k: np.asarray(file[k]) for k in KEYS if k in file}
         info = {k: _plain(v) for k, v in file.attrs.items()}
     for key in REFERENCES:
-        if key in info and not _is_number(info[key]):
+        if info.get(key) is not None and not _is_number(info[key]):
             raise ValueError(f"{path}: its attribute {key!r} is {info[key]!r}, not a number")
     obs = _number(path, "observations", arrays)
     terminated = _flags(path, "terminals", arrays)
@@ -324,7 +324,8 @@ def _single(values: np.ndarray) -> np.ndarray:
 def _is_number(value: Any) -> bool:
     """Whether an attribute is a number that single precision can hold."""
     largest = float(np.finfo(np.float32).max)
-    return isinstance(value, int | float) and abs(value) <= largest  # of NaN it is not
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= largest
 
 
 def _plain(value: Any) -> Any:

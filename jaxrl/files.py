@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Raises: OSError.
     """
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes may write the same
     part.unlink(missing_ok=True)
     try:
         with part.open("x+b") as file:

@@ -48,7 +48,7 @@ def test_a_link_is_replaced_and_not_followed(link):
 
 def test_nor_is_one_in_the_place_of_the_unfinished_file(link):
     path = link.with_name("file")
-    link.rename(path.with_name("file.part"))
+    link.rename(path.with_name(f"file.{os.getpid()}.part"))
     files.write_text(path, "ours")
     assert path.read_text() == "ours"
     assert link.with_name("theirs").read_text() == "theirs"

@@ -50,7 +50,7 @@ class MixtureSAC(Learner):
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths, actor and critics each")
     activation: str = static("relu", ("tanh", "relu", "swish"), "of the hidden layers")
     layer_norm: bool = static(False, None, "LayerNorm in the critics")
-    num_components: int = static(5, "[1, inf)", "normals in the mixture")
+    num_components: int = static(5, "[1, 1000]", "normals in the mixture")
     estimator: str = static("mrp", ESTIMATORS, "of the actor's gradient")
     critic_target: str = static(
         "sampled", ("sampled", "marginalised"), "next value: of one component, or of all weighted"

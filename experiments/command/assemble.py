@@ -128,8 +128,9 @@ def assemble(request: Request) -> Experiment:
 def recording_of(request: Request, cls: Any, env: Any, env_params: Any) -> Recording | None:
     """What the request's agent learns from, where it names recorded data."""
     if not request.data:
-        if request.data_steps is not None:
-            raise ValueError(f"--data-steps {request.data_steps} has no effect without --data")
+        for name, value in (("data-steps", request.data_steps), ("reference", request.reference)):
+            if value is not None:
+                raise ValueError(f"--{name} has no effect without --data")
         return None
     if "data" not in {field.name for field in dataclasses.fields(cls)}:
         raise ValueError(f"--data {request.data[0]}: {cls.name} does not learn from recorded data")

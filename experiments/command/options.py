@@ -342,7 +342,11 @@ def nbytes(text: str) -> int:
 
 def checkpoint(text: str) -> str | int:
     """Which checkpoint: "newest", "best" or the iteration after which it was saved."""
-    return text if text in ("newest", "best") else natural(text)
+    if text in ("newest", "best"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not newest, best or an iteration's number")
+    return natural(text)
 
 
 def discount(text: str) -> float:
@@ -363,7 +367,9 @@ def two_numbers(text: str) -> tuple[float, float]:
     except ValueError:
         low = high = 0.0
     if low == high or not math.isfinite(low) or not math.isfinite(high):
-        raise argparse.ArgumentTypeError(f"{text} is not two numbers, such as -20.3,3234.3")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not two different numbers, such as -20.3,3234.3"
+        )
     return low, high
 
 

@@ -74,13 +74,23 @@ def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
     """The run's folder and its experiment: new ones, or those of a run that is resumed."""
     if args.resume:
         folder = RunFolder.open(args.resume).resume(args.steps, args.line)
-        yield folder, folder.experiment()
+        experiment = folder.experiment()
+        check_log_member(args.log_member, experiment)
+        yield folder, experiment
         return
     experiment = assemble(request_of(args))
+    check_log_member(args.log_member, experiment)
     name = f"{args.agent}-{args.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = args.out or Path("runs") / hosts.of_writer(name)
     with RunFolder.create(out, experiment, args.line) as folder:
         yield folder, experiment
+
+
+def check_log_member(member: int | None, experiment: Experiment) -> None:
+    """Raise ValueError where there is no such member."""
+    last = experiment.num_members - 1
+    if member is not None and member > last:
+        raise ValueError(f"--log-member {member} is outside 0..{last}")
 
 
 def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -> jaxrl.Population:
@@ -90,7 +100,7 @@ def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -
         callbacks: list[jaxrl.Callback | Meter] = []
         if hosts.is_writer():
             meter = shown.enter_context(Meter(experiment.total_steps))
-            announce, callbacks = meter.say, [meter, *logs_of(args, folder, experiment)]
+            announce, callbacks = meter.say, [meter, *logs_of(args, folder)]
             if experiment.recipe:
                 meter.say(experiment.recipe_line())
             if moved := configuration.moved(folder.config):
@@ -121,13 +131,8 @@ class WriteDown(jaxrl.Callback):
             self.is_written = True
 
 
-def logs_of(
-    args: argparse.Namespace, folder: RunFolder, experiment: Experiment
-) -> list[jaxrl.Callback]:
+def logs_of(args: argparse.Namespace, folder: RunFolder) -> list[jaxrl.Callback]:
     """Where the run's progress is written to, as the options say."""
-    last = experiment.num_members - 1
-    if args.log_member is not None and args.log_member > last:
-        raise ValueError(f"--log-member {args.log_member} is outside 0..{last}")
     logs: list[jaxrl.Callback] = [WriteDown(folder), sinks.JsonLines(folder.log)]
     if args.tensorboard:
         logs.append(sinks.TensorBoard(folder.path / "tensorboard", args.log_member))

@@ -13,6 +13,7 @@ during training. The sets are in D4RL's layout, but not D4RL's: scores on them a
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,12 @@ def collect(
     random = steps_of(None, size, 1000)
     expert = steps_of(states[best], size, 1001)
     low, high = (x.whole_returns.mean() for x in (random, expert))
+    if high <= low:
+        warnings.warn(
+            f"the best policy of the run returns {high:,.2f}, no more than {low:,.2f} at random: "
+            "it is no expert, train for longer",
+            stacklevel=2,
+        )
     middle = int(np.argmin(np.abs(returns[: best + 1] - (low + (high - low) / 3))))
     medium = steps_of(states[middle], size, 1002)
     past = [None, *states[: middle + 1]]

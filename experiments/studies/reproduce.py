@@ -31,6 +31,11 @@ def reproduce(args: argparse.Namespace) -> None:
     work = results / "work" if args.out or args.quick else RUNS
     if not wanted:
         show_all(results)
+    else:
+        try:
+            results.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cannot write to {results}: {error.strerror}") from None
     for name, only in wanted:
         chosen = studies.get(name)
         if args.page:

@@ -150,6 +150,8 @@ class Store:
         )
         try:
             mend_scores(self.folder)
+            for part in (self.folder / HISTORY).glob("*.part"):  # what a kill has left
+                part.unlink()
             self.manager = CheckpointManager(self.folder, options=options)
         except Exception as error:  # whatever a damaged file makes its reader raise
             self.lock.close()

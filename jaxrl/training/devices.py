@@ -36,9 +36,9 @@ def use_all_cores() -> int:
 def use_compilation_cache(path: str | Path | None = None) -> None:
     """Keep compiled programs on disk, so that the next process need not compile them again.
 
-    `path` defaults to $JAX_COMPILATION_CACHE_DIR, else to jaxrl/ in the user's cache folder, where
-    those not used for longest make room once they are CACHE_BYTES. The folder is the user's alone:
-    what is in it is run.
+    `path` defaults to $JAX_COMPILATION_CACHE_DIR, else to jaxrl/programs/ in the user's cache
+    folder, where those not used for longest make room once they are CACHE_BYTES. The folder is the
+    user's alone: what is in it is run.
 
     Warns where it cannot be written, or is another user's: then nothing is kept.
     """
@@ -46,7 +46,7 @@ def use_compilation_cache(path: str | Path | None = None) -> None:
         return
     try:
         cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(path or Path(cache_home) / "jaxrl")
+        folder = Path(path or Path(cache_home) / "jaxrl" / "programs")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
             raise OSError(f"{folder} belongs to another user")
@@ -56,5 +56,6 @@ def use_compilation_cache(path: str | Path | None = None) -> None:
         warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    if path is None:  # one that was filled without a limit would be in the way of it
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -215,6 +215,8 @@ def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
 
     Compiling apart from running is what lets the two be reported apart. The last PROGRAMS of them
     are kept: the same function, statics, tree structure, shapes and placement compile once.
+
+    Raises: ValueError where the program holds a number that is too large.
     """
 
     def describe(x: Any) -> Any:
@@ -229,7 +231,11 @@ def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
     seconds = 0.0
     if key not in _programs:
         start = time.perf_counter()
-        _programs[key] = jitted.lower(*args, **statics).compile()
+        try:
+            _programs[key] = jitted.lower(*args, **statics).compile()
+        except OverflowError as error:  # such as a product of sizes
+            line = " ".join(str(error).split())[:200]
+            raise ValueError(f"a number is too large for a program: {line}") from None
         seconds = time.perf_counter() - start
         _compile_seconds += seconds
         if len(_programs) > PROGRAMS:

@@ -2,6 +2,9 @@
 
 The compiled programs are each process's own; what they tell each other goes over the host, between
 chunks. With a single process, `gather` and `of_writer` return their argument.
+
+The processes trust each other: JAX's coordination knows no passwords, and what the writer sends is
+unpickled. They need a network that nobody else can reach.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import re
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from jaxrl.training.hosts import from_numpy, is_key
 from jaxrl.training.identity import ENVIRONMENT, checksum
 
 HISTORY = "history"
+OPENINGS = 20  # how often it is tried, while a run replaces checkpoints
 WORST = -1e30  # the score of a checkpoint without a return
 
 
@@ -96,7 +99,15 @@ def _reading(folder: Path) -> Iterator[Any]:
 
     quieten()
     options = CheckpointManagerOptions(read_only=True, multiprocessing_options=alone())
-    with CheckpointManager(folder, options=options) as manager:
+    manager = None
+    for _ in range(OPENINGS):
+        # Between listing the checkpoints and looking at them, a run may have replaced one.
+        with contextlib.suppress(FileNotFoundError):
+            manager = CheckpointManager(folder, options=options)
+            break
+    if manager is None:
+        raise ValueError(f"{folder}: its checkpoints are replaced faster than they can be listed")
+    with manager:
         yield manager
 
 
@@ -140,9 +151,18 @@ def alone() -> Any:
     return MultiprocessingOptions(this, {this}, f"process {this}")
 
 
+@functools.cache
 def quieten() -> None:
+    """Keep to itself what orbax says of arrays that it was still reading where one was damaged."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_no_pages)
+    show = sys.unraisablehook
+
+    def unless_orbax(event: Any) -> None:
+        if str(event.exc_value) != "Event loop is closed":
+            show(event)
+
+    sys.unraisablehook = unless_orbax
 
 
 def newest(manager: Any, folder: Path, like: Any, belongs_to: Any) -> Saved | None:

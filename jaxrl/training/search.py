@@ -147,4 +147,6 @@ def override_env_params(params: Any, name: str, value: Any, env: Any) -> Any:
         fits = False
     if not fits:
         raise ValueError(f"env.{name}={value!r} must be {old.dtype} of shape {old.shape}")
+    if name == "max_steps_in_episode" and value < 1:
+        raise ValueError(f"env.{name}={value!r} must be at least 1")
     return dataclasses.replace(params, **{name: jnp.asarray(value, old.dtype)})

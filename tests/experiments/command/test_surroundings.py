@@ -106,7 +106,7 @@ def cached(*arguments, **environment):
 
 
 def test_the_cache_of_programs_is_the_users_own(tmp_path):
-    assert cached(HOME=str(tmp_path)) == f"[] {tmp_path / '.cache' / 'jaxrl'} 0o700\n"
+    assert cached(HOME=str(tmp_path)) == f"[] {tmp_path / '.cache/jaxrl/programs'} 0o700\n"
     (tmp_path / "file").touch()
     said = cached(HOME=str(tmp_path / "file"))
     assert "compiled programs are not kept: [Errno 20] Not a directory" in said
@@ -161,14 +161,14 @@ def full_for(path):
     "name",
     [
         "config.json",
-        "config.json.part",
+        f"config.json.{os.getpid()}.part",
         "summary.json",
-        "summary.json.part",
+        f"summary.json.{os.getpid()}.part",
         "metrics.npz",
         "log.jsonl",
         "curve.png",
         "checkpoints/batches.json",
-        "checkpoints/batches.json.part",
+        f"checkpoints/batches.json.{os.getpid()}.part",
         "checkpoints/0/.lock",
     ],
 )
