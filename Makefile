@@ -39,8 +39,12 @@ test: setup  ## the tests, without the slow ones
 slow: setup  ## the slow tests alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --timeout 1800
 
-bench: setup  ## speed, measured (no rows yet)
-	@echo "no benchmarks yet: their rows come with the benchmark issue"
+bench: setup  ## speed beside rejax, measured: all rows, or one by ROW=NAME
+	@$(BIN)/python -c 'import rejax' 2>/dev/null || { command -v uv >/dev/null 2>&1 \
+		&& uv pip install --quiet --python $(BIN)/python -e '.[bench]' -c constraints.txt \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+			-e '.[bench]' -c constraints.txt; }
+	$(BIN)/jaxrl reproduce speed$(if $(ROW),/$(ROW)) --out runs/bench
 
 lint: setup  ## style, types and spelling
 	$(BIN)/ruff check .
