@@ -44,6 +44,7 @@ bench: setup  ## speed beside rejax, measured: all rows, or one by ROW=NAME
 		&& uv pip install --quiet --python $(BIN)/python -e '.[bench]' -c constraints.txt \
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 			-e '.[bench]' -c constraints.txt; }
+	@rm -rf runs/bench
 	$(BIN)/jaxrl reproduce speed$(if $(ROW),/$(ROW)) --out runs/bench
 
 lint: setup  ## style, types and spelling

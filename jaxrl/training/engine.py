@@ -5,7 +5,9 @@ Of a state it knows one field by name, the root `key`; for all else it asks the 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import time
 from collections import OrderedDict
 from typing import Any
@@ -21,7 +23,6 @@ from jaxrl.parts.replay import nbytes
 from jaxrl.training import programs
 from jaxrl.training.evaluate import Evaluation, warn_of_unfinished
 from jaxrl.training.history import History
-from jaxrl.training.hosts import is_key
 from jaxrl.training.members import map_members
 from jaxrl.training.placement import MEMBERS, Placement, shapes_on
 
@@ -136,12 +137,17 @@ class Engine:
 def _awaited(results: Any) -> Any:
     """Results once they are there; meanwhile signals are answered, as `block_until_ready` does not.
 
-    It looks often enough to lose a hundredth of the time.
+    Another thread waits for them, and this one for that, which a signal interrupts.
     """
-    begin = time.perf_counter()
-    for array in jax.tree.leaves(results):
-        while not (is_key(array) or array.is_ready()):
-            time.sleep(min(0.1, 1e-4 + (time.perf_counter() - begin) / 100))
+    done = threading.Event()
+
+    def wait() -> None:
+        with contextlib.suppress(Exception):  # raised again below
+            jax.block_until_ready(results)
+        done.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    done.wait()
     return jax.block_until_ready(results)
 
 

@@ -231,6 +231,50 @@ def test_a_run_that_was_extended_and_killed_goes_on(run, monkeypatch, capsys):
     capsys.readouterr()
 
 
+def busy(run):
+    """Somebody else trains it."""
+    import fcntl
+
+    lock = (run / "checkpoints" / "0" / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def unreadable(run):
+    for path in (run / "checkpoints" / "0").glob("*/states/d/*"):
+        path.write_bytes(b"")
+
+
+def other_settings(run):
+    config = json.loads((run / "config.json").read_text())
+    config["hyperparameters"]["gamma"] = 0.5
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "line"),
+    [
+        (busy, ["--steps", "256"], "is in use by another process"),
+        (unreadable, ["--steps", "256"], "none of its checkpoints can be read"),
+        (other_settings, ["--steps", "256"], "saved with another gamma"),
+        (None, ["--steps", "256", "--log-member", "3"], "--log-member 3 is outside 0..0"),
+        (None, ["--steps", "128"], "already has 128"),
+        (None, [], "is finished: give --steps N"),
+    ],
+)
+def test_a_resume_that_is_refused_leaves_the_run_alone(change, options, line, run, capsys):
+    held = change(run) if change else None
+    names = ("config.json", "summary.json", "log.jsonl", "metrics.npz")
+    before = {name: (run / name).read_bytes() for name in names}
+    assert main(["train", "--resume", str(run), *options]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("jaxrl: error: ")
+    assert line in error
+    assert {name: (run / name).read_bytes() for name in names} == before
+    if held:
+        held.close()
+
+
 def test_a_resume_is_written_down_and_other_devices_are_told(run, capsys):
     config = json.loads((run / "config.json").read_text())
     here, config["device"] = config["device"], "7 x quantum"
