@@ -5,9 +5,7 @@ Of a state it knows one field by name, the root `key`; for all else it asks the 
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
 import time
 from collections import OrderedDict
 from typing import Any
@@ -23,6 +21,7 @@ from jaxrl.parts.replay import nbytes
 from jaxrl.training import programs
 from jaxrl.training.evaluate import Evaluation, warn_of_unfinished
 from jaxrl.training.history import History
+from jaxrl.training.hosts import is_key
 from jaxrl.training.members import map_members
 from jaxrl.training.placement import MEMBERS, Placement, shapes_on
 
@@ -90,7 +89,7 @@ class Engine:
         program = programs.chunk if over_members else programs.chunk_over_environments
         run = self._compiled(program, *args, mesh=mesh, length=self.length)
         begin = time.perf_counter()
-        self.states, *results = _awaited(run(*args))
+        self.states, *results = _awaited(run(*args), (stop - t) / self.rate)
         seconds = np.array([time.perf_counter() - begin])
         finished, finite, rows, seconds = self.placement.get((*results, seconds))
         self.rate = (stop - t) / float(seconds[0])  # the writer's, for all processes
@@ -134,20 +133,18 @@ class Engine:
         return program
 
 
-def _awaited(results: Any) -> Any:
+def _awaited(results: Any, expected: float = 0.0) -> Any:
     """Results once they are there; meanwhile signals are answered, as `block_until_ready` does not.
 
-    Another thread waits for them, and this one for that, which a signal interrupts.
+    It looks often enough to lose half a hundredth of the time, but hardly before most of the
+    seconds that are `expected` have passed: looking takes time from the programs. (A thread that
+    waits for them could not be left behind by a second Ctrl-C: Python aborts over it.)
     """
-    done = threading.Event()
-
-    def wait() -> None:
-        with contextlib.suppress(Exception):  # raised again below
-            jax.block_until_ready(results)
-        done.set()
-
-    threading.Thread(target=wait, daemon=True).start()
-    done.wait()
+    begin = time.perf_counter()
+    for array in jax.tree.leaves(results):
+        while not (is_key(array) or array.is_ready()):
+            elapsed = time.perf_counter() - begin
+            time.sleep(min(0.1, max(1e-4 + elapsed / 200, 0.8 * expected - elapsed)))
     return jax.block_until_ready(results)
 
 
