@@ -292,6 +292,7 @@ def test_a_resume_is_written_down_and_other_devices_are_told(run, capsys):
 # Numbers that are not finite ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_parameter_that_is_infinite_is_read_back(tmp_path, capsys):
     path = tmp_path / "run"
     assert main([*TRAIN, "env.x_threshold=inf", "--out", str(path)]) == 0

@@ -18,7 +18,7 @@ from tests.experiments.runs.test_damaged import OLD_RUN
 
 # The same examples every time: a new fault is found by whoever raises their number.
 SETTINGS = settings(
-    max_examples=50,
+    max_examples=30,
     derandomize=True,
     deadline=None,
     database=None,
