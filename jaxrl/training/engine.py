@@ -150,11 +150,13 @@ def _awaited(results: Any, expected: float = 0.0) -> Any:
 
 def shapes(agents: Any, members: int) -> Any:
     """Shapes of the states of so many members of stacked agents."""
-    seeds = jax.ShapeDtypeStruct((members,), np.uint32)
+    return jax.eval_shape(_initial, agents, jax.ShapeDtypeStruct((members,), np.uint32))
+
+
+@jax.jit  # whose traces are kept: a script may call `train` many times
+def _initial(agents: Any, seeds: jax.Array) -> Any:
     one = map_members(lambda x: x[0], agents)
-    return jax.eval_shape(
-        lambda seeds: lax.map(lambda seed: one.init(jax.random.key(seed)), seeds), seeds
-    )
+    return lax.map(lambda seed: one.init(jax.random.key(seed)), seeds)
 
 
 def needed_bytes(
