@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,47 +32,46 @@ D4RL = [key for key in KEYS if key not in ("stopped", "log_probs")]
 NUMBERS = ("rewards", "terminals", "timeouts", "stopped", "log_probs")  # one for each step
 
 
-def check_layout(path: Path, file: Any) -> None:
+def check_layout(file: Any) -> None:
     """Raise ValueError unless an HDF5 file has arrays of numbers, as many rows of each, that fit.
 
     Nothing is read yet: a file of a few bytes may declare terabytes, or lead to other files.
     """
     import h5py
-    import psutil
+
+    from jaxrl.training.memory import free, readable
 
     for key in ("observations", "actions", "rewards", "terminals"):
         if key not in file:
-            raise ValueError(f"{path}: has no {key!r}; D4RL's layout has {', '.join(D4RL)}")
+            raise ValueError(f"has no {key!r}; D4RL's layout has {', '.join(D4RL)}")
     there = [key for key in KEYS if key in file]
     for key in there:
         if not isinstance(file.get(key, getlink=True), h5py.HardLink):
-            raise ValueError(f"{path}: {key!r} is a link; only what the file itself holds is read")
+            raise ValueError(f"{key!r} is a link; only what the file itself holds is read")
         values = file[key]
         if not isinstance(values, h5py.Dataset):
-            raise ValueError(f"{path}: {key!r} is no array")
+            raise ValueError(f"{key!r} is no array")
         if values.external or values.is_virtual:
-            raise ValueError(f"{path}: {key!r} lies in other files, which are not read")
+            raise ValueError(f"{key!r} lies in other files, which are not read")
         if values.dtype.kind not in "fiub":
-            raise ValueError(f"{path}: {key!r} holds {values.dtype}, not numbers")
+            raise ValueError(f"{key!r} holds {values.dtype}, not numbers")
         if not values.shape:
-            raise ValueError(f"{path}: {key!r} has no rows")
+            raise ValueError(f"{key!r} has no rows")
         if key in NUMBERS and math.prod(values.shape[1:]) != 1:
             raise ValueError(
-                f"{path}: {key!r} are of shape {values.shape[1:]}, a number for each step is needed"
+                f"{key!r} are of shape {values.shape[1:]}, a number for each step is needed"
             )
     rows = {key: file[key].shape[0] for key in there}
     steps = rows["rewards"]
     for key, number in rows.items():
         if number != steps:
-            raise ValueError(f"{path}: {key!r} has {number} rows, 'rewards' has {steps}")
+            raise ValueError(f"{key!r} has {number} rows, 'rewards' has {steps}")
     if not steps:
-        raise ValueError(f"{path}: holds no steps")
+        raise ValueError("holds no steps")
     nbytes = sum(math.prod(file[key].shape) * file[key].dtype.itemsize for key in there)
-    free = psutil.virtual_memory().available
-    if nbytes > free:
+    if nbytes > free():
         raise ValueError(
-            f"{path}: declares {nbytes / 2**30:,.1f} GiB, more than the {free / 2**30:,.1f} GiB of "
-            "memory that are free"
+            f"declares {readable(nbytes)}, more than the {readable(free())} of memory that are free"
         )
 
 

@@ -139,7 +139,7 @@ def blank(env: Any, env_params: Any) -> Recording:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An HDF5 file. Raises: ValueError, one line: not there, or whatever it makes its reader do."""
+    """An HDF5 file; whatever goes wrong with it is one line that names it, a ValueError."""
     import h5py
 
     if not path.is_file():
@@ -147,8 +147,8 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with h5py.File(path) as file:
             yield file
-    except ValueError as error:  # ours has a line already
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # whatever a damaged file makes its reader raise
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: not a readable HDF5 file ({line})") from None
@@ -156,7 +156,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _read_hdf5(path: Path, limit: int | None) -> Recording:
     with _opened(path) as file:
-        check_layout(path, file)
+        check_layout(file)
         arrays = {k: np.asarray(file[k]) for k in KEYS if k in file}
         info = {k: _plain(v) for k, v in file.attrs.items()}
     for key in REFERENCES:

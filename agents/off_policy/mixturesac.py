@@ -50,7 +50,7 @@ class MixtureSAC(Learner):
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths, actor and critics each")
     activation: str = static("relu", ("tanh", "relu", "swish"), "of the hidden layers")
     layer_norm: bool = static(False, None, "LayerNorm in the critics")
-    num_components: int = static(5, "[1, 1000]", "normals in the mixture")
+    num_components: int = static(5, "[1, inf)", "normals in the mixture")
     estimator: str = static("mrp", ESTIMATORS, "of the actor's gradient")
     critic_target: str = static(
         "sampled", ("sampled", "marginalised"), "next value: of one component, or of all weighted"
@@ -390,7 +390,8 @@ def collapse(dist: TanhMixture) -> dict[str, jax.Array]:
     ratio = 2 * (log_std[..., :, None, :] - log_std[..., None, :, :])
     other = jnp.exp(-2 * log_std)[..., None, :, :]
     kl = 0.5 * (jnp.exp(ratio) + gap * other - 1 - ratio).sum(axis=-1)
-    pairs = max(dist.logits.shape[-1] * (dist.logits.shape[-1] - 1), 1)
+    number = float(dist.logits.shape[-1])  # whose square need not fit into an integer
+    pairs = max(number * (number - 1), 1)
     return {
         "weight_entropy": -(weights * log_weights).sum(axis=-1).mean(),
         "heaviest_weight": weights.max(axis=-1).mean(),

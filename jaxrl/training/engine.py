@@ -184,11 +184,11 @@ def needed_bytes(
         needed, seconds = max(needed, _bytes_of(program)), seconds + more
     needed *= mesh.size
     if saves and jax.default_backend() == "cpu":
-        needed += COPIES * nbytes(states)
+        needed += COPIES_WHILE_SAVING * nbytes(states)
     return needed, seconds
 
 
-COPIES = 4  # of the states while they are saved: measured, orbax's included
+COPIES_WHILE_SAVING = 4  # of the states: measured, orbax's included
 
 
 def _bytes_of(program: Any) -> int:
@@ -221,7 +221,7 @@ def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
     Compiling apart from running is what lets the two be reported apart. The last PROGRAMS of them
     are kept: the same function, statics, tree structure, shapes and placement compile once.
 
-    Raises: ValueError where the program holds a number that is too large.
+    Raises: ValueError where a size in it is larger than a machine can hold.
     """
 
     def describe(x: Any) -> Any:
@@ -237,13 +237,30 @@ def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
     if key not in _programs:
         start = time.perf_counter()
         try:
-            _programs[key] = jitted.lower(*args, **statics).compile()
-        except OverflowError as error:  # such as a product of sizes
+            traced = jitted.trace(*args, **statics)
+        except OverflowError as error:  # a product of sizes that is no integer of 32 bits
             line = " ".join(str(error).split())[:200]
-            raise ValueError(f"a number is too large for a program: {line}") from None
+            raise ValueError(f"a size is too large: {line}") from None
+        _require_sizes(traced.jaxpr.jaxpr)
+        _programs[key] = traced.lower().compile()
         seconds = time.perf_counter() - start
         _compile_seconds += seconds
         if len(_programs) > PROGRAMS:
             _programs.popitem(last=False)
     _programs.move_to_end(key)
     return _programs[key], seconds
+
+
+LARGEST = 2**60  # bytes of an array; where the product of sizes overflows, XLA ends the process
+
+
+def _require_sizes(jaxpr: Any) -> None:
+    """Raise ValueError where an array of a program, or of one within, is larger than LARGEST."""
+    for equation in jaxpr.eqns:
+        for shape in (x.aval.shape for x in equation.outvars if hasattr(x.aval, "shape")):
+            if math.prod(shape) * 8 > LARGEST:
+                raise ValueError(f"a size is too large: it makes an array of shape {shape}")
+        inner = list(equation.params.values())
+        for part in jax.tree.leaves(inner, is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(part, "eqns"):
+                _require_sizes(getattr(part, "jaxpr", part))

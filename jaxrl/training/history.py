@@ -234,18 +234,16 @@ def diverged(metrics: dict[str, np.ndarray], finite: np.ndarray, length: int) ->
     (members, n) tell since when.
     """
     result = np.where(finite, np.nan, length - 1)
-    for name, values in metrics.items():
-        is_loss = name.endswith("loss")
-        if not is_loss and name != "episode_return":
-            continue
+    losses = [x for name, x in metrics.items() if name.endswith("loss")]
+    returns = [metrics["episode_return"]] if "episode_return" in metrics else []
+    for values in (*losses, *returns):
         infinite = np.isinf(values)
         first = np.where(infinite.any(axis=1), infinite.argmax(axis=1), np.nan)
-        if not is_loss:
-            result = np.fmin(result, first)
-            continue
+        result = np.fmin(result, first)
+    for values in losses:
         # NaN alone may be no value at all; up to the end of a member that diverged it is the loss.
         trailing = (~np.isfinite(values))[:, ::-1].cumprod(axis=1).sum(axis=1)
-        result = np.fmin(result, np.fmin(first, np.where(finite, np.nan, length - trailing)))
+        result = np.fmin(result, np.where(finite, np.nan, length - trailing))
     return result
 
 

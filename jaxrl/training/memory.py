@@ -69,7 +69,12 @@ def available() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"]) * jax.local_device_count()
-    return int(SHARE * min(psutil.virtual_memory().available, _left_to_the_container()))
+    return int(SHARE * free())
+
+
+def free() -> int:
+    """Bytes of the computer's memory that this process may still take."""
+    return int(min(psutil.virtual_memory().available, _left_to_the_container()))
 
 
 def _left_to_the_container() -> float:

@@ -52,7 +52,8 @@ def sweep(
         seeds: how many (0..n-1), or which.
         random: draw this many settings instead of the grid.
         batch_size: train at most this many members at once, one batch after the other.
-        memory: bytes that a program may take on the local devices together; None: what they have.
+        memory: bytes that a program may take on the local devices together, on a CPU with what a
+            save copies; None: what they have.
             Members that do not fit train in the largest batches that do, and the replay memories of
             a finished batch are not kept but in its checkpoint.
         evaluations, episodes: as for `jaxrl.train`.
@@ -85,8 +86,8 @@ def sweep(
         if size is not None:
             return size, 0.0
         limit = available() if memory is None else memory
-        shown = evaluations, episodes
-        return _largest_batch(members, number, limit, shown, checkpoints, announce)
+        schedule = Schedule(members[0].agent.num_iterations, evaluations, episodes)
+        return _largest_batch(members, number, limit, schedule, checkpoints, announce)
 
     trained: list[tuple[list[int], Run]] = []
     with closing(own):
@@ -174,25 +175,22 @@ def _largest_batch(
     members: list[Member],
     number: int,
     limit: int,
-    shown: tuple[int, int],
+    schedule: Schedule,
     checkpoints: Checkpoints | None,
     announce: Callable[[str], None],
 ) -> tuple[int, float]:
     """How many members of a program train at once within the limit, and the seconds to compile.
 
-    `shown` are the evaluations during training, and the episodes of each. Where checkpoints were
-    begun with another number, that one stands.
+    Where checkpoints were begun with another number, that one stands.
     """
     agents, compile_seconds = stack_agents([member.agent for member in members]), 0.0
-    evaluations, episodes = shown
-    length = Schedule(agents.num_iterations, evaluations).length
     copies = min(len(members), jax.local_device_count())
 
     def needed(size: int) -> int:
         nonlocal compile_seconds
-        bytes_needed, seconds = needed_bytes(
-            agents, size, length, episodes if evaluations else 0, checkpoints is not None
-        )
+        episodes = schedule.episodes if schedule.evaluations else 0
+        saves = checkpoints is not None
+        bytes_needed, seconds = needed_bytes(agents, size, schedule.length, episodes, saves)
         compile_seconds += seconds
         return bytes_needed
 

@@ -69,9 +69,9 @@ def at(key, index, value, dtype=None):
 SECRET = [("secrets.txt", 0, STEPS * 4)]
 STRANGE = [
     # Declared, not there
-    (declared("observations", STEPS, 10**12), "declares", "GiB of memory that are free"),
+    (declared("observations", STEPS, 10**12), "declares", "8.0 GiB of memory that are free"),
     (declared("rewards", 10**12), "'observations' has 12 rows, 'rewards' has 1000000000000"),
-    (declared("actions", STEPS, 10**13, chunks=(1, 10**6)), "declares 447,034.8 GiB, more than"),
+    (declared("actions", STEPS, 10**13, chunks=(1, 10**6)), "declares 436.6 TiB, more than"),
     (declared("rewards", 0), "'observations' has 12 rows, 'rewards' has 0"),
     (declared("rewards"), "'rewards' has no rows"),
     # Elsewhere

@@ -16,7 +16,7 @@ from jaxrl import Checkpoints
 from jaxrl.agent import Tag
 from jaxrl.parts.replay import nbytes
 from jaxrl.training import memory
-from jaxrl.training.engine import Engine, needed_bytes
+from jaxrl.training.engine import Engine, compiled, needed_bytes
 from jaxrl.training.members import stack_agents
 from jaxrl.training.placement import Placement
 from jaxrl.training.schedule import Schedule
@@ -153,6 +153,19 @@ def test_the_program_that_the_plan_has_compiled_is_the_one_that_evaluates():
     before = engine.compile_seconds
     engine.evaluate(Tag.EVALUATE, 0, 3)
     assert engine.compile_seconds == before
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (lambda x: x[:, None, None] * jnp.ones((1, 2**31 - 1, 2**31 - 1)), "array of shape"),
+        (lambda x: jax.lax.map(lambda y: y * jnp.ones((2**31, 2**31)), x), "array of shape"),
+        (lambda x: x.astype(int) + 10**18, "value 1000000000000000000"),
+    ],
+)
+def test_a_size_that_no_machine_can_hold_is_a_line_and_not_the_end_of_the_process(function, line):
+    with pytest.raises(ValueError, match=f"a size is too large.*{line}"):
+        compiled(jax.jit(lambda x: function(x).sum()), jnp.ones(2))
 
 
 def test_a_single_run_does_not_copy_its_replay_all_the_time():

@@ -11,6 +11,8 @@ import pytest
 import agents
 from experiments.command import assemble
 from experiments.command.cli import main
+from experiments.command.options import parse
+from experiments.command.train import how_to_go_on
 from experiments.runs.folder import RunFolder
 from jaxrl import Checkpoints
 from tests.test_files import full
@@ -220,6 +222,13 @@ def test_a_resumed_run_has_not_ended_until_it_does(run, monkeypatch, capsys):
     assert not any(watched)
     assert f"{run}: running, batch 0" in capsys.readouterr().out
     assert RunFolder.open(run).has_ended
+
+
+@pytest.mark.parametrize("options", [[], ["--data-parallel"]])
+def test_how_to_go_on_says_how_devices_are_used(options, run, capsys):
+    args = parse(["train", "--resume", str(run), *options])
+    words = ["jaxrl", "train", "--resume", str(run), *options]
+    assert how_to_go_on(args, RunFolder.open(run)) == " ".join(words)
 
 
 def test_a_run_that_was_extended_and_killed_goes_on(run, monkeypatch, capsys):

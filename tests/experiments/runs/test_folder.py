@@ -222,6 +222,10 @@ def test_a_full_disk_leaves_no_half_of_a_configuration(tmp_path, monkeypatch):
     assert jsonfile.read(tmp_path / "config.json") == {"a": 1}
 
 
+def test_a_name_that_is_not_utf8_is_written_down_somehow():
+    assert jsonfile.plain({"command": "caf\udce9"}) == {"command": "caf\\udce9"}
+
+
 def test_plot_overlays_runs(sweep_folder, tmp_path, capsys):
     out = tmp_path / "both.png"
     assert main(["plot", str(sweep_folder), str(sweep_folder), "--out", str(out)]) == 0
