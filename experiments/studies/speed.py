@@ -243,6 +243,7 @@ def worker(side: str, settings: Mapping[str, Any]) -> Iterator[Worker]:
     job = json.dumps({**settings, "side": side})
     hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES")
     env = {name: value for name, value in os.environ.items() if name not in hidden}
+    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     command = [sys.executable, "-m", "experiments.studies.speed_worker", job]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True

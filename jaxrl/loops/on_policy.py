@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl import spaces
 from jaxrl.agent import Agent, Policy, Tag, derive, memoryless, static, traced
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.normalize import RewardScale, RunningMoments
@@ -102,14 +103,19 @@ class OnPolicy(Agent):
     ) -> tuple[OnPolicyState, dict[str, jax.Array]]:
         moments = state.obs_moments
 
-        def act(obs, key):
+        def noise(key, num_steps):
+            kind = Categorical if self.discrete else Normal
+            size = spaces.action_size(self.action_space)
+            return kind.noise(key, (num_steps, self.num_envs, size))
+
+        def act(obs, noise):
             dist = self.distribution(state.params, self.normalize(moments, obs))
-            action = dist.sample(key)
+            action = dist.sample_by(noise)
             return action, self.env_action(action), {"log_prob": dist.log_prob(action)}
 
         rollout_key = derive(state.key, Tag.ROLLOUT, t)
         actors, steps, episodes = rollout(
-            rollout_key, self.env, self.env_params, state.actors, act, self.num_steps
+            rollout_key, self.env, self.env_params, state.actors, act, self.num_steps, noise=noise
         )
         batch, reward_scale = self.advantages(state, steps, actors.obs)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxrl import spaces
 from jaxrl.agent import Agent, Policy, Tag, derive, memoryless, static, traced
-from jaxrl.parts.distributions import epsilon_greedy, epsilon_greedy_log_prob
+from jaxrl.parts.distributions import epsilon_greedy, epsilon_greedy_log_prob, exploration
 from jaxrl.parts.optimize import linear_schedule
 from jaxrl.parts.returns import bootstrap_values, lambda_returns
 from jaxrl.parts.rollout import Actors, Transition, reset, rollout
@@ -77,13 +78,17 @@ class QLambda(Agent):
             self.epsilon_start, self.epsilon_end, progress, self.epsilon_fraction
         )
 
-        def act(obs, key):
-            q = self.q_values(params, self.encode(obs))
-            action = epsilon_greedy(key, q, epsilon)
+        def noise(key, num_steps):
+            size = spaces.action_size(self.action_space)
+            return exploration(key, (num_steps, self.num_envs, size), epsilon)
+
+        def act(obs, noise):
+            q, (explore, random) = self.q_values(params, self.encode(obs)), noise
+            action = jnp.where(explore, random, q.argmax(-1))
             return action, action, {"max_q": q.max(-1)}
 
         actors, steps, episodes = rollout(
-            key, self.env, self.env_params, actors, act, num_steps, length
+            key, self.env, self.env_params, actors, act, num_steps, length, noise=noise
         )
         taken = self.num_envs * (num_steps if length is None else length)
         metrics = {"epsilon": epsilon, "q_mean": steps.extras["max_q"].sum() / taken}

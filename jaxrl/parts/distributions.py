@@ -19,6 +19,15 @@ class Categorical(NamedTuple):
 
     logits: jax.Array
 
+    @staticmethod
+    def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """What `sample_by` takes, for logits of this shape: Gumbel's."""
+        return jax.random.gumbel(key, shape, jnp.float32)
+
+    def sample_by(self, noise: jax.Array) -> jax.Array:
+        """The sample that noise drawn before makes of these logits."""
+        return jnp.argmax(self.logits + noise, axis=-1)
+
     def sample(self, key: jax.Array) -> jax.Array:
         return jax.random.categorical(key, self.logits)
 
@@ -36,10 +45,17 @@ class Categorical(NamedTuple):
 
 def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> jax.Array:
     """Greedy actions for q (..., A), each replaced by a uniform one with probability epsilon."""
-    explore_key, action_key = jax.random.split(key)
-    explore = jax.random.uniform(explore_key, q.shape[:-1]) < epsilon
-    random = jax.random.randint(action_key, q.shape[:-1], 0, q.shape[-1])
+    explore, random = exploration(key, q.shape, epsilon)
     return jnp.where(explore, random, q.argmax(-1))
+
+
+def exploration(
+    key: jax.Array, shape: tuple[int, ...], epsilon: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """Where to explore (with probability epsilon), and uniform actions, for q of shape (..., A)."""
+    explore_key, action_key = jax.random.split(key)
+    explore = jax.random.uniform(explore_key, shape[:-1]) < epsilon
+    return explore, jax.random.randint(action_key, shape[:-1], 0, shape[-1])
 
 
 def epsilon_greedy_log_prob(
@@ -78,9 +94,17 @@ class Normal(NamedTuple):
     mean: jax.Array
     log_std: jax.Array
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+    @staticmethod
+    def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """What `sample_by` takes, for means of this shape: standard normal."""
+        return jax.random.normal(key, shape, jnp.float32)
+
+    def sample_by(self, noise: jax.Array) -> jax.Array:
+        """The sample that noise drawn before makes of this mean and deviation."""
         return self.mean + jnp.exp(self.log_std) * noise
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return self.sample_by(jax.random.normal(key, self.mean.shape, self.mean.dtype))
 
     def mode(self) -> jax.Array:
         return self.mean

@@ -67,6 +67,7 @@ class Dataset(NamedTuple):
 def create(obs: Any, action: Any, num_rows: int, lean: bool) -> Replay:
     """An empty memory of `num_rows` rows for observations and actions like those given (N, ...).
 
+    >>> from jaxrl.parts.trees import nbytes
     >>> memory = create(jnp.zeros((2, 3)), jnp.zeros(2, int), num_rows=4, lean=False)
     >>> memory.obs.shape, nbytes(memory)
     ((4, 2, 3), 264)
@@ -174,12 +175,3 @@ def valid_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
     1.5
     """
     return jnp.where(valid, values, 0).sum() / jnp.maximum(valid.sum(), 1)
-
-
-def nbytes(tree: Any) -> int:
-    """Bytes of a pytree of arrays, or of their shapes.
-
-    >>> nbytes({"obs": jnp.zeros((2, 3)), "done": jnp.zeros(2, bool)})
-    26
-    """
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

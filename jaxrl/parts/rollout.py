@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,9 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.parts.trees import nbytes, strong
+
 Act = Callable[..., tuple[Any, ...]]
 
 STEPS_PER_RESET = 8  # of a rollout, for each reset that a pool draws anew
+DRAWN = 2**22  # bytes of resets that a rollout draws before it; where they are more, at each step
 
 
 class Actors(NamedTuple):
@@ -84,9 +88,17 @@ class Episodes(NamedTuple):
         return means | {"episodes": ended}
 
 
-def strong(tree: Any) -> Any:
-    """The same arrays without weak types, which a scan's carry must not have."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+class Draws(NamedTuple):
+    """What chance decides about steps of all N environments, whatever their actions are.
+
+    Attributes:
+        keys: of the steps (..., N).
+        starts: (obs, env_state) that those which finish go back to (..., N), where they are fresh
+            and `step` can be taken apart; with pooled ones, their rows (..., N); else None.
+    """
+
+    keys: jax.Array
+    starts: Any
 
 
 def reset_kind(env: Any) -> str:
@@ -159,6 +171,7 @@ def rollout(
     num_steps: int,
     length: jax.Array | None = None,
     initial_memory: Any = None,
+    noise: Callable[[jax.Array, int], Any] | None = None,
 ) -> tuple[Actors, Transition, Episodes]:
     """Take `num_steps` steps in every environment.
 
@@ -168,20 +181,36 @@ def rollout(
         length: a traced number of steps <= `num_steps` to take instead; the arrays keep
             `num_steps` rows, of which those from `length` on are zeros.
         initial_memory: of a policy with memory, what it starts an episode with (no axis of N).
+        noise: `(key, num_steps) -> noise (num_steps, ...)`, whose rows `act` takes in the key's
+            place, where all that it does with a key can be done before it sees an observation.
 
     Returns the environments afterwards, the transitions and the sums over finished episodes.
     """
     pool_key, key = jax.random.split(key)
     actors = refresh_pool(pool_key, env, env_params, actors, num_steps)
 
-    def body(carry, t):
+    # Random numbers of all steps at once: on a CPU, those of one step cost more than the step.
+    act_key, env_key = jax.random.split(key)
+    act_noise = noise(act_key, num_steps) if noise else jax.random.split(act_key, num_steps)
+
+    def draws_of(key, *steps):
+        return draw(key, env, env_params, (*steps, actors.episode_return.shape[0]))
+
+    drawn_before = nbytes(jax.eval_shape(lambda key: draws_of(key, num_steps), env_key)) <= DRAWN
+    chances = (
+        act_noise,
+        draws_of(env_key, num_steps) if drawn_before else jax.random.split(env_key, num_steps),
+    )
+
+    def body(carry, chance):
         actors, episodes = carry
-        act_key, env_key = jax.random.split(jax.random.fold_in(key, t))
+        act_noise, draws = chance
+        draws = draws if drawn_before else draws_of(draws)
         if initial_memory is None:
-            memory, (action, env_action, extras) = actors.memory, act(actors.obs, act_key)
+            memory, (action, env_action, extras) = actors.memory, act(actors.obs, act_noise)
         else:
-            memory, action, env_action, extras = act(actors.memory, actors.obs, act_key)
-        stepped = step_envs(env_key, env, env_params, actors, env_action)
+            memory, action, env_action, extras = act(actors.memory, actors.obs, act_noise)
+        stepped = step_envs(draws, env, env_params, actors, env_action)
         env_state, obs, reward, terminated, truncated, final_obs, info = stepped
         info = entries(info, tuple(actors.episode_info))
         done = terminated | truncated
@@ -201,23 +230,27 @@ def rollout(
 
     zeros = jnp.zeros_like(actors.episode_return)
     nothing = Episodes(zeros, zeros, zeros, jax.tree.map(jnp.zeros_like, actors.episode_info))
-    (actors, episodes), transitions = _scan(body, (actors, nothing), num_steps, length)
+    (actors, episodes), transitions = _scan(body, (actors, nothing), chances, length)
     return actors, transitions, episodes
 
 
-def _scan(body: Any, carry: Any, num_steps: int, length: jax.Array | None) -> tuple[Any, Any]:
-    """`lax.scan` of `body(carry, t)` over steps, of which only the first `length` are taken."""
+def _scan(body: Any, carry: Any, inputs: Any, length: jax.Array | None) -> tuple[Any, Any]:
+    """`lax.scan` of `body(carry, input)` over rows, of which only the first `length` are taken."""
     if length is None:
-        return jax.lax.scan(body, carry, jnp.arange(num_steps))
+        return jax.lax.scan(body, carry, inputs)
 
     def write(t, carry_and_rows):
         carry, rows = carry_and_rows
-        carry, row = body(carry, t)
+        carry, row = body(carry, jax.tree.map(lambda x: x[t], inputs))
         return carry, jax.tree.map(lambda all_rows, x: all_rows.at[t].set(x), rows, row)
 
-    shapes = jax.eval_shape(body, carry, jnp.zeros((), jnp.int32))[1]
-    rows = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), shapes)
-    return jax.lax.fori_loop(0, length, write, (carry, rows))
+    def whole(carry, inputs):
+        return jax.lax.scan(body, carry, inputs)
+
+    empty = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(whole, carry, inputs)[1]
+    )
+    return jax.lax.fori_loop(0, length, write, (carry, empty))
 
 
 def entries(info: dict[str, Any], names: tuple[str, ...]) -> dict[str, jax.Array]:
@@ -234,12 +267,26 @@ def where_done(done: jax.Array, start: Any, current: Any) -> Any:
     return jax.tree.map(choose, start, current)
 
 
+def draw(key: jax.Array, env: Any, env_params: Any, shape: tuple[int, ...]) -> Draws:
+    """What chance decides about steps of shape (N,) or (T, N); `step_envs` takes a row of it."""
+    kind = reset_kind(env)
+    step_keys, start_keys = jax.random.split(key, (math.prod(shape), 2)).T
+    starts: Any = None
+    if kind == "pool":
+        starts = jax.random.randint(start_keys[0], shape, 0, env.pool_size)
+    elif kind == "fresh" and _is_taken_apart(type(env)):
+        flat = strong(jax.vmap(env.reset_env, in_axes=(0, None))(start_keys, env_params))
+        starts = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
+    return Draws(step_keys.reshape(shape), starts)
+
+
 def step_envs(
-    key: jax.Array, env: Any, env_params: Any, actors: Actors, action: jax.Array
+    draws: Draws, env: Any, env_params: Any, actors: Actors, action: jax.Array
 ) -> tuple[Any, ...]:
     """One step of all N environments; those that finish start anew, as `env.resets` says.
 
-    - "fresh": the environment resets itself inside `step`, computing a reset at every step;
+    - "fresh": from a reset of its own, which `draws` holds, or which an environment that has a
+      `step` of its own computes in it;
     - "pool": it takes one of a few resets that every rollout draws anew, in whole or in part, which
       is cheaper where a reset costs as much as a step (physics engines);
     - "cached": it goes back to its own first state, as Brax's wrapper does.
@@ -247,12 +294,10 @@ def step_envs(
     Returns (env_state, obs, reward, terminated, truncated, final_obs, info), each with leading axis
     N; `info` is the environment's own dict.
     """
-    num_envs = actors.episode_return.shape[0]
     kind = reset_kind(env)
-    if kind == "fresh":
-        keys = jax.random.split(key, num_envs)
+    if kind == "fresh" and draws.starts is None:
         stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
-            keys, actors.env_state, action, env_params
+            draws.keys, actors.env_state, action, env_params
         )
         if len(stepped) != 6 or "final_observation" not in stepped[-1]:
             name = getattr(env, "name", type(env).__name__)
@@ -263,20 +308,17 @@ def step_envs(
         obs, env_state, reward, terminated, truncated, info = stepped
         final_obs = info["final_observation"]
     else:
-        step_key, row_key = jax.random.split(key)
 
         def step(key, env_state, action):
             stepped = env.step_env(key, env_state, action, env_params)
             return *stepped, env.is_truncated(stepped[1], env_params)
 
-        keys = jax.random.split(step_key, num_envs)
         final_obs, env_state, reward, terminated, info, truncated = jax.vmap(step)(
-            keys, actors.env_state, action
+            draws.keys, actors.env_state, action
         )
-        starts = actors.starts
+        starts = draws.starts if kind == "fresh" else actors.starts
         if kind == "pool":
-            rows = jax.random.randint(row_key, (num_envs,), 0, env.pool_size)
-            starts = jax.tree.map(lambda x: x[rows], starts)
+            starts = jax.tree.map(lambda x: x[draws.starts], starts)
         done = jnp.asarray(terminated, bool) | jnp.asarray(truncated, bool)
         obs, env_state = where_done(done, starts, (final_obs, env_state))
     return (

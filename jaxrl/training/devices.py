@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -36,13 +37,19 @@ def use_all_cores() -> int:
 def use_compilation_cache(path: str | Path | None = None) -> None:
     """Keep compiled programs on disk, so that the next process need not compile them again.
 
+    All that trains or evaluates does so, unless JAX's own switch is off
+    (JAX_ENABLE_COMPILATION_CACHE=false); this says where.
+
     `path` defaults to $JAX_COMPILATION_CACHE_DIR, else to jaxrl/programs/ in the user's cache
     folder, where those not used for longest make room once they are CACHE_BYTES. The folder is the
     user's alone: what is in it is run.
 
     Warns where it cannot be written, or is another user's: then nothing is kept.
     """
-    if path is None and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    config: Any = jax.config
+    if not config.jax_enable_compilation_cache:
+        return
+    if path is None and config.jax_compilation_cache_dir:
         return
     try:
         cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.agent import Agent, memoryless
-from jaxrl.parts.rollout import entries, reset, step_envs
+from jaxrl.parts.rollout import draw, entries, reset, step_envs
 
 # An episode ends by the environment's own flags. Only one that never ends is cut, after the steps
 # that `env_params.max_steps_in_episode` allows, but no fewer and no more than these.
@@ -94,7 +94,8 @@ def _evaluate(
         act_key, env_key = jax.random.split(jax.random.fold_in(key, t))
         # Episodes after the first of each environment do not count, so memory is never reset.
         memory, action = act(actors.memory, actors.obs, jax.random.split(act_key, episodes))
-        stepped = step_envs(env_key, env, env_params, actors, action)
+        draws = draw(env_key, env, env_params, (episodes,))
+        stepped = step_envs(draws, env, env_params, actors, action)
         env_state, obs, reward, terminated, truncated, _, info = stepped
 
         def add(total, x):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.agent import Agent
-from jaxrl.parts.replay import nbytes
+from jaxrl.parts.trees import nbytes
 from jaxrl.training import hosts
 from jaxrl.training.batches import Batch, train_batch
 from jaxrl.training.callbacks import Callback, OnNaN, Progress, closing, guarded

@@ -16,7 +16,7 @@ from agents.offline.fqe import FQE
 from agents.offline.iql import IQL
 from agents.offline.td3bc import TD3BC
 from agents.value_based.dqn import DQN
-from jaxrl.parts import replay
+from jaxrl.parts.trees import nbytes
 from jaxrl.training.members import stack_agents
 from jaxrl.training.placement import Placement
 from jaxrl.training.programs import chunk
@@ -91,7 +91,7 @@ def test_a_population_holds_its_data_once():
     args = *placed, np.int32(0), np.int32(1)
     memory = chunk.lower(*args, mesh=placement.mesh, length=1).compile().memory_analysis()
     used = data._replace(truncated=())
-    size, of_states = replay.nbytes(used), replay.nbytes(states._replace(key=()))
+    size, of_states = nbytes(used), nbytes(states._replace(key=()))
     assert size > 3 * of_states
     assert size <= memory.argument_size_in_bytes < 1.2 * size + of_states
     assert memory.temp_size_in_bytes < 0.5 * size

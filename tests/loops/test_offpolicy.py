@@ -13,6 +13,7 @@ from agents.off_policy.sac import SAC
 from agents.off_policy.softgac import SoftGAC
 from agents.value_based.dqn import DQN
 from jaxrl.parts import replay
+from jaxrl.parts.trees import nbytes
 from jaxrl.spaces import from_box
 from jaxrl.training.members import stack
 from jaxrl.training.placement import Placement
@@ -242,7 +243,7 @@ def test_the_replay_of_64_members_is_held_once():
 
     states = population.batches[0][1].state
     each = 20_000 * (3 * 4 * 2 + 4 + 4 + 1)
-    assert replay.nbytes(states.source.replay) == 64 * each
+    assert nbytes(states.source.replay) == 64 * each
     number, unit = lines[1].removeprefix("memory: ").split()[:2]
     assert unit == "KiB"
     assert each / 1024 < float(number) < 1.3 * each / 1024

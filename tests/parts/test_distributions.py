@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxrl.parts.distributions import Categorical, Normal, TanhNormal, project_to_atoms
+from jaxrl.parts.distributions import (
+    Categorical,
+    Normal,
+    TanhNormal,
+    exploration,
+    project_to_atoms,
+)
 
 SHAPES = [(0.0, 0.0), (0.7, -1.0), (-1.2, 0.5)]  # mean, log_std
 
@@ -117,6 +123,22 @@ def test_categorical_is_a_softmax():
     expected = [scipy.stats.entropy(row) for row in probabilities]
     np.testing.assert_allclose(dist.entropy(), expected, rtol=1e-5)
     assert dist.mode()[0] == 2
+
+
+def test_noise_drawn_before_makes_the_same_samples():
+    key, logits = jax.random.key(2), jnp.array([[0.1, 1.0, -2.0], [3.0, 0.0, 0.5]])
+    for dist in (Categorical(logits), Normal(logits, 0.3 * logits)):
+        by_noise = dist.sample_by(type(dist).noise(key, logits.shape))
+        np.testing.assert_array_equal(by_noise, dist.sample(key))
+
+
+def test_exploration_has_its_probability():
+    explore, random = exploration(jax.random.key(1), (2000, 50, 4), 0.3)
+    assert explore.shape == random.shape == (2000, 50)
+    assert explore.mean() == pytest.approx(0.3, abs=4 * (0.21 / 100_000) ** 0.5)
+    shares = np.bincount(np.ravel(random), minlength=4) / random.size
+    np.testing.assert_allclose(shares, 0.25, atol=0.006)
+    assert np.corrcoef(np.ravel(explore), np.ravel(random))[0, 1] == pytest.approx(0, abs=0.013)
 
 
 def test_categorical_samples_with_its_probabilities():

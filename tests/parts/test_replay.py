@@ -8,6 +8,7 @@ import scipy.stats
 
 from jaxrl.parts import replay
 from jaxrl.parts.rollout import Transition
+from jaxrl.parts.trees import nbytes
 
 ENVS, STEPS, ROWS = 3, 2, 6  # two rows a rollout, three rollouts until it wraps around
 
@@ -89,8 +90,8 @@ def test_valid_mean_leaves_out_what_is_not_valid():
 
 def test_bytes():
     """Per step: action 4, reward 4, terminated 1, and two observations of 2, or one and a flag."""
-    assert replay.nbytes(filled(0, False)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 2)
-    assert replay.nbytes(filled(0, True)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 1)
+    assert nbytes(filled(0, False)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 2)
+    assert nbytes(filled(0, True)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 1)
 
 
 def test_a_single_lean_row_has_no_successor_yet():

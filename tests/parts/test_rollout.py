@@ -11,7 +11,7 @@ from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 
-from jaxrl.parts.rollout import reset, rollout
+from jaxrl.parts.rollout import draw, reset, rollout, step_envs
 from tests.helpers import assert_same
 from tests.probes import Probe
 
@@ -86,6 +86,64 @@ def test_resets(resets, limit):
     else:
         everything = np.concatenate([obs[began], first])
         assert len(np.unique(everything)) == len(everything)
+
+
+def test_fresh_resets_are_the_same_whether_drawn_before_or_at_each_step(monkeypatch):
+    """But for the numbers drawn: episodes end alike, and no two of them begin alike."""
+    env = Marked(limit=3)
+    _, _, drawn_before, _ = run(env, env.default_params)
+    monkeypatch.setattr("jaxrl.parts.rollout.DRAWN", 0)
+    actors = reset(KEY, env, env.default_params, N)
+    rolled = jax.jit(lambda: rollout(KEY, env, env.default_params, actors, act, T))()
+    for steps in (drawn_before, rolled[1]):
+        obs, ended = starts(steps)
+        assert len(np.unique(obs[ended])) == ended.sum() == 3 * N
+        np.testing.assert_array_equal(steps.truncated, drawn_before.truncated)
+        np.testing.assert_array_equal(steps.reward, drawn_before.reward)
+    assert not np.isin(starts(rolled[1])[0][ended], starts(drawn_before)[0][ended]).any()
+
+
+def test_a_step_is_the_environments_own():
+    """CartPole's dynamics know no chance: beside gymnax's `step`, through resets."""
+    env, params = gymnax.make("CartPole-v1")
+    actors = reset(KEY, env, params, N)
+
+    @jax.jit
+    def both(key, actors, action):
+        ours = step_envs(draw(key, env, params, (N,)), env, params, actors, action)
+        keys = jax.random.split(key, N)
+        return ours, jax.vmap(env.step, (0, 0, 0, None))(keys, actors.env_state, action, params)
+
+    ends = 0
+    for t, key in enumerate(jax.random.split(KEY, 60)):
+        (state, obs, *signals, final_obs, _), theirs = both(
+            key, actors, jnp.full(N, t % 7 < 5, int)
+        )
+        np.testing.assert_array_equal(signals, theirs[2:5])
+        np.testing.assert_allclose(final_obs, theirs[-1]["final_observation"], atol=1e-6)
+        done = np.asarray(signals[1] | signals[2])
+        for x, y in ((obs, theirs[0]), (state.x, theirs[1].x)):
+            np.testing.assert_allclose(x[~done], y[~done], atol=1e-6)
+        assert (np.abs(obs[done]) <= 0.05).all()  # a start of CartPole's
+        ends += done.sum()
+        actors = actors._replace(env_state=state, obs=obs)
+    assert ends >= N
+
+
+def test_noise_takes_the_place_of_keys():
+    env = Marked()
+    actors = reset(KEY, env, env.default_params, N)
+    noise = jnp.arange(T * N).reshape(T, N) % 2
+    _, steps, _ = rollout(
+        KEY,
+        env,
+        env.default_params,
+        actors,
+        lambda obs, noise: (noise, noise, ()),
+        T,
+        noise=lambda key, num_steps: noise[:num_steps],
+    )
+    np.testing.assert_array_equal(steps.action, noise)
 
 
 def test_a_pool_is_drawn_anew_for_each_rollout():

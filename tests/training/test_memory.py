@@ -14,7 +14,7 @@ import jaxrl
 from agents.off_policy.sac import SAC
 from jaxrl import Checkpoints
 from jaxrl.agent import Tag
-from jaxrl.parts.replay import nbytes
+from jaxrl.parts.trees import nbytes
 from jaxrl.training import memory
 from jaxrl.training.engine import Engine, compiled, needed_bytes
 from jaxrl.training.members import stack_agents

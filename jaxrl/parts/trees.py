@@ -1,0 +1,22 @@
+"""Pytrees of arrays: their size and their types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of a pytree of arrays, or of their shapes.
+
+    >>> nbytes({"obs": jnp.zeros((2, 3)), "done": jnp.zeros(2, bool)})
+    26
+    """
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def strong(tree: Any) -> Any:
+    """The same arrays without weak types, which a scan's carry must not have."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
