@@ -35,6 +35,18 @@ def initialise(agents: Any, keys: jax.Array) -> Any:
     return lax.map(init, (jnp.arange(len(keys)), keys))
 
 
+# Members that a CPU advances side by side through a chunk, one such group after the other: more of
+# them than its caches hold are slower. 32 members in groups of 8: 1.2 times as fast (PPO with 64
+# environments, PQN), 1.0 to 1.05 times with 4 environments.
+GROUP = 8
+
+
+def group_size(members: int) -> int:
+    """How many members are advanced side by side on one device: a divisor of their number."""
+    divisors = (n for n in range(GROUP, GROUP // 2 - 1, -1) if members % n == 0)
+    return next(divisors, members) if jax.default_backend() == "cpu" else members
+
+
 def _iterations(agents: Any, states: Any, t: Any, stop: Any, length: int) -> Any:
     """Iterations t..stop-1 of the members on one device.
 
@@ -42,19 +54,36 @@ def _iterations(agents: Any, states: Any, t: Any, stop: Any, length: int) -> Any
     (members, length) of metrics and steps.
     """
 
-    def step(states, t):
-        each = jax.vmap(lambda agent, state: agent.step(state, t), in_axes=(agents.axes(), 0))
-        return each(agents, states)
-
     def alone(agent, state):
         return iterate(agent.step, agent, state, t, stop, length)
 
-    if len(states.key) == 1:
+    def together(agents, states):
+        def step(states, t):
+            each = jax.vmap(lambda agent, state: agent.step(state, t), in_axes=(agents.axes(), 0))
+            return each(agents, states)
+
+        states, rows = iterate(step, agents, states, t, stop, length)
+        return states, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
+
+    members = len(states.key)
+    size = group_size(members)
+
+    def group(states, first):
+        def part_of(x):
+            return lax.dynamic_slice_in_dim(x, first, size)
+
+        part, rows = together(map_members(part_of, agents), jax.tree.map(part_of, states))
+        put = partial(lax.dynamic_update_slice_in_dim, start_index=first, axis=0)
+        return jax.tree.map(put, states, part), rows
+
+    if members == 1:
         # An axis put on and taken off within the loop would copy a replay each time.
         states, rows = for_each(alone, agents, states)
+    elif size == members:
+        states, rows = together(agents, states)
     else:
-        states, rows = iterate(step, agents, states, t, stop, length)
-        rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
+        states, rows = lax.scan(group, states, jnp.arange(0, members, size))
+        rows = jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), rows)
     return states, finished(agents, states), all_finite(agents, states), rows
 
 

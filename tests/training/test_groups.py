@@ -1,0 +1,61 @@
+"""Members that a CPU advances group by group."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import agents
+import envs_jax
+from jaxrl.parts.trees import nbytes
+from jaxrl.training import programs
+from jaxrl.training.members import stack_agents
+
+SMALL = {
+    "ppo": ("CartPole-v1", {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "num_epochs": 1}),
+    "sac": (
+        "Pendulum-v1",
+        {"num_envs": 1, "learning_starts": 4, "batch_size": 4, "buffer_size": 512},
+    ),
+    "abs": ("CartPole-v1", {"num_envs": 2, "min_steps": 4, "max_steps": 8, "num_minibatches": 2}),
+}
+MEMBERS, ITERATIONS = 4, 6
+
+
+def population(name):
+    env_id, values = SMALL[name]
+    env, env_params = envs_jax.make(env_id)
+    cls = agents.get(name)
+    one = cls(env, env_params, total_steps=4_000, hidden_sizes=(8,), **values)
+    return stack_agents([one.replace(gamma=0.9 + 0.02 * i) for i in range(MEMBERS)])
+
+
+def advance(stacked):
+    states = programs.initialise(stacked, jax.random.split(jax.random.key(0), MEMBERS))
+    run = jax.jit(lambda a, s: programs._iterations(a, s, 0, jnp.int32(ITERATIONS), 8))
+    return run.lower(stacked, states).compile(), states
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_groups_do_what_all_members_do_at_once(name, monkeypatch):
+    stacked = population(name)
+    together, states = advance(stacked)
+    monkeypatch.setattr(programs, "GROUP", 2)
+    grouped, _ = advance(stacked)
+    for x, y in zip(
+        jax.tree.leaves(together(stacked, states)),
+        jax.tree.leaves(grouped(stacked, states)),
+        strict=True,
+    ):
+        assert x.shape == y.shape
+        if jnp.issubdtype(x.dtype, jnp.floating):  # other batch sizes are rounded otherwise
+            np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
+        else:
+            assert (x == y).all()
+    needed = [f.memory_analysis().temp_size_in_bytes for f in (together, grouped)]
+    assert needed[1] < needed[0] + 1.25 * nbytes(states)  # copied once, not once for each group
+
+
+def test_sizes_of_groups():
+    sizes = {n: programs.group_size(n) for n in (1, 7, 8, 9, 12, 16, 20, 31, 64)}
+    assert sizes == {1: 1, 7: 7, 8: 8, 9: 9, 12: 6, 16: 8, 20: 5, 31: 31, 64: 8}
