@@ -41,10 +41,18 @@ def initialise(agents: Any, keys: jax.Array) -> Any:
 GROUP = 8
 
 
-def group_size(members: int) -> int:
-    """How many members are advanced side by side on one device: a divisor of their number."""
+def group_size(agents: Any, states: Any) -> int:
+    """How many members are advanced side by side on one device: a divisor of their number.
+
+    All of them where they have a replay: SAC and DQN gain nothing from groups, of which each would
+    have its members' memories copied out of the others' and back.
+    """
+    members = len(states.key)
+    has_replay = jax.tree.structure(agents.without_replay(states)) != jax.tree.structure(states)
+    if has_replay or jax.default_backend() != "cpu":
+        return members
     divisors = (n for n in range(GROUP, GROUP // 2 - 1, -1) if members % n == 0)
-    return next(divisors, members) if jax.default_backend() == "cpu" else members
+    return next(divisors, members)
 
 
 def _iterations(agents: Any, states: Any, t: Any, stop: Any, length: int) -> Any:
@@ -66,7 +74,7 @@ def _iterations(agents: Any, states: Any, t: Any, stop: Any, length: int) -> Any
         return states, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
 
     members = len(states.key)
-    size = group_size(members)
+    size = group_size(agents, states)
 
     def group(states, first):
         def part_of(x):

@@ -22,11 +22,14 @@ SMALL = {
 MEMBERS, ITERATIONS = 4, 6
 
 
-def population(name):
+def small(name):
     env_id, values = SMALL[name]
     env, env_params = envs_jax.make(env_id)
-    cls = agents.get(name)
-    one = cls(env, env_params, total_steps=4_000, hidden_sizes=(8,), **values)
+    return agents.get(name)(env, env_params, total_steps=4_000, hidden_sizes=(8,), **values)
+
+
+def population(name):
+    one = small(name)
     return stack_agents([one.replace(gamma=0.9 + 0.02 * i) for i in range(MEMBERS)])
 
 
@@ -36,7 +39,7 @@ def advance(stacked):
     return run.lower(stacked, states).compile(), states
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["ppo", "abs"])
 def test_groups_do_what_all_members_do_at_once(name, monkeypatch):
     stacked = population(name)
     together, states = advance(stacked)
@@ -57,5 +60,13 @@ def test_groups_do_what_all_members_do_at_once(name, monkeypatch):
 
 
 def test_sizes_of_groups():
-    sizes = {n: programs.group_size(n) for n in (1, 7, 8, 9, 12, 16, 20, 31, 64)}
+    """On a CPU, a divisor of the members' number; all at once where a replay would be copied."""
+
+    def size(name, members):
+        agent = small(name)
+        states = jax.eval_shape(jax.vmap(agent.init), jax.random.split(jax.random.key(0), members))
+        return programs.group_size(agent, states)
+
+    sizes = {n: size("ppo", n) for n in (1, 7, 8, 9, 12, 16, 20, 31, 64)}
     assert sizes == {1: 1, 7: 7, 8: 8, 9: 9, 12: 6, 16: 8, 20: 5, 31: 31, 64: 8}
+    assert size("sac", 16) == 16
