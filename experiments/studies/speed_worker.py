@@ -22,6 +22,8 @@ Run = Callable[[], Any]  # all the training of a row, until its results are ther
 def main() -> None:
     job = json.loads(sys.argv[1])
     begin = time.perf_counter()
+    if job["side"].endswith("one_device"):
+        job["cores"] = 1
     if job["cores"] == 1 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     import jax
@@ -71,6 +73,19 @@ def fused(job: dict[str, Any]) -> tuple[Run, float]:
     return compiled(jaxrl.fused, agent_of(job), jax.random.key(0))
 
 
+def floor(job: dict[str, Any]) -> tuple[Run, float]:
+    """Nothing but the matrix products of the run, of its gradient steps and of acting."""
+    import jax
+
+    from experiments.studies import products
+
+    agent = agent_of(job)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    numbers = products.products(jax.make_jaxpr(agent.step)(state, jax.numpy.int32(0)).jaxpr)
+    whole_run = {product: agent.num_iterations * n for product, n in numbers.items()}
+    return compiled(products.alone(whole_run))
+
+
 def sweep(job: dict[str, Any]) -> tuple[Run, float]:
     """`jaxrl.sweep` over learning rates and seeds, on as many devices as there are cores."""
     import jaxrl
@@ -109,7 +124,9 @@ def rejax_sweep(job: dict[str, Any]) -> tuple[Run, float]:
 SIDES: dict[str, Callable[[dict[str, Any]], tuple[Run, float]]] = {
     "train": train,
     "fused": fused,
+    "floor": floor,
     "sweep": sweep,
+    "sweep_one_device": sweep,
     "rejax": rejax,
     "rejax_sweep": rejax_sweep,
 }
@@ -153,10 +170,17 @@ def peer(job: dict[str, Any]) -> Any:
     }
     if job["agent"] in ("dqn", "pqn") and sizes != (64, 64):
         raise ValueError(f"rejax's {job['agent']} has two hidden layers of 64, not {sizes}")
-    env, env_params = gymnax.make(job["env"])
+    if job["env"].startswith("brax/"):
+        from rejax.compat.brax2gymnax import create_brax
+
+        env, env_params = create_brax(job["env"].removeprefix("brax/"), backend="spring")
+        folded: Any = ResetByBrax(env)
+    else:
+        env, env_params = gymnax.make(job["env"])
+        folded = Folded(env)
     cls = {"ppo": rejax.PPO, "sac": rejax.SAC, "dqn": rejax.DQN, "pqn": rejax.PQN}[job["agent"]]
     arguments = common | own[job["agent"]]
-    algorithm = cls.create(env=Folded(env), env_params=env_params, **arguments)
+    algorithm = cls.create(env=folded, env_params=env_params, **arguments)
     return algorithm.replace(eval_callback=lambda *_: ())
 
 
@@ -167,13 +191,21 @@ class Folded:
         self.env = env
 
     def __getattr__(self, name: str) -> Any:
-        if name == "env":  # while it is being copied
+        if name == "env" or name.startswith("__"):  # while it is being copied
             raise AttributeError(name)
         return getattr(self.env, name)
 
     def step(self, key: Any, state: Any, action: Any, params: Any) -> tuple[Any, ...]:
         obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
         return obs, state, reward, terminated | truncated, info
+
+
+class ResetByBrax(Folded):
+    """A brax environment, whose own wrapper goes back to the first state where an episode ends."""
+
+    def step(self, key: Any, state: Any, action: Any, params: Any) -> tuple[Any, ...]:
+        result: tuple[Any, ...] = self.env.step_env(key, state, action, params)
+        return result
 
 
 if __name__ == "__main__":
