@@ -1,9 +1,14 @@
-"""Agents by family: one algorithm, one file. `get(name)` imports only the one asked for."""
+"""Agents by family: one algorithm, one file. `get(name)` imports only the one asked for.
+
+One of your own is found by where it is, `get("my_package.agents:MyAgent")`, or under the name that
+its installed package declares as an entry point of the group "jaxrl.agents".
+"""
 
 from __future__ import annotations
 
 import ast
 import importlib
+from importlib.metadata import entry_points
 from pathlib import Path
 
 AGENTS = {
@@ -24,22 +29,39 @@ AGENTS = {
 
 
 def get(name: str) -> type:
-    """The agent class called `name`.
+    """The agent class called `name`, or that at `module:NAME`.
 
     Raises:
-        ValueError: no agent has that name; the line names the nearest ones.
+        ValueError: no agent has that name; the line names the nearest ones. What is there is none.
     """
     if name not in AGENTS:
-        from jaxrl.words import did_you_mean  # imports JAX, which the listing does without
-
-        hint = did_you_mean(name, AGENTS, "`jaxrl list agents` shows all")
-        raise ValueError(f"unknown agent {name!r}; {hint}")
+        return _own(name)
     module, cls = AGENTS[name].split(":")
     return getattr(importlib.import_module(f"agents.{module}"), cls)
 
 
+def _own(name: str) -> type:
+    from jaxrl import Agent, imports  # which import JAX; the listing does without
+    from jaxrl.words import did_you_mean
+
+    if ":" not in name and name not in installed():
+        hint = did_you_mean(name, [*AGENTS, *installed()], "`jaxrl list agents` shows all")
+        raise ValueError(f"unknown agent {name!r}; {hint}")
+    cls = imports.load(installed().get(name, name), "agent")
+    if not (isinstance(cls, type) and issubclass(cls, Agent)):
+        raise ValueError(f"agent {name} is no subclass of jaxrl.Agent")
+    return cls
+
+
+def installed() -> dict[str, str]:
+    """What installed packages declare as entry points of "jaxrl.agents": name -> module:CLASS."""
+    return {point.name: point.value for point in entry_points(group="jaxrl.agents")}
+
+
 def describe(name: str) -> str:
     """What an agent is: the first line of its class's docstring, read without importing JAX."""
+    if name not in AGENTS:
+        return (get(name).__doc__ or "").strip().partition("\n")[0]
     module, cls = AGENTS[name].split(":")
     path = Path(__file__).parent / f"{module.replace('.', '/')}.py"
     classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]

@@ -3,18 +3,21 @@
     env, env_params = envs_jax.make("CartPole-v1")
     env, env_params = envs_jax.make("brax/hopper", backend="generalized")
 
-A gymnax environment of your own needs nothing from here: agents take any `(env, env_params)`.
+An environment of your own, a subclass of gymnax's `Environment`, is made by the name of its class
+or of a function that gives one, `make("my_package.envs:Walk")`, or by an id under which it was
+registered. In Python agents take any `(env, env_params)`, which need nothing from here.
 Importing this package imports no environment library; `make` imports the suite it needs.
 """
 
 import importlib
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from envs_jax.catalogue import check_id, describe, list_envs, unknown
+from envs_jax.catalogue import REGISTERED, check_id, describe, list_envs, own_envs, unknown
 
-__all__ = ["describe", "list_envs", "make", "options"]
+__all__ = ["describe", "list_envs", "make", "options", "register"]
 
 MOST = 10_000  # of an option that is a size
 _RESETS = ("fresh", "pool", "cached")
@@ -33,7 +36,8 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
     finite ends its episode, with reward 0 (the physics suites' default).
     gymnax: `sticky` (0.0), the probability of repeating the last action (discrete actions only).
     brax: `backend` ("spring", "generalized", "positional" or "mjx"). playground: `impl` ("jax"
-    or "warp"). gymnax and brax also take the arguments of the environment's own constructor.
+    or "warp"). gymnax and brax also take the arguments of the environment's own constructor,
+    and so does one of your own: those that have a default.
 
     Raises:
         ValueError, one line: unknown id, option or choice; a value out of range; playground not
@@ -64,6 +68,21 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
     return env, env.default_params
 
 
+def register(id: str, make: Callable[..., Any]) -> None:
+    """Let `make(id)` give the environment that a class or function of your own makes.
+
+    Its arguments with a default are options. A package that is installed can declare the same as an
+    entry point of the group "jaxrl.envs".
+
+    Raises: ValueError where the id is taken, or `make` cannot be called.
+    """
+    if not callable(make):
+        raise ValueError(f"environment {id} is a {type(make).__name__}: give a class or function")
+    if id in list_envs() and REGISTERED.get(id) is not make:
+        raise ValueError(f"environment {id} is there already: choose another id")
+    REGISTERED[id] = make
+
+
 def _check_kind(id: str, name: str, value: Any, default: Any) -> None:
     """Raise ValueError where an option is not of its default's kind, or of no size that can be."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -88,9 +107,12 @@ def options(id: str) -> dict[str, Any]:
 
 def _suite(id: str) -> tuple[Any, dict[str, Any]]:
     """The module of an environment's suite, and the options that it takes for it."""
-    check_id(id)
     suite, _, name = id.rpartition("/")
-    module = importlib.import_module(f"envs_jax.{_MODULES[suite]}")
+    if ":" in id or id in own_envs():
+        module = importlib.import_module("envs_jax.own_envs")
+    else:
+        check_id(id)
+        module = importlib.import_module(f"envs_jax.{_MODULES[suite]}")
     return module, module.options(suite, name)
 
 

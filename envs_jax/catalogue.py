@@ -3,7 +3,9 @@
 `jaxrl list envs` prints it; tests/envs_jax compare it with the real environments.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+from typing import Any
 
 # id -> (observation, action, time limit in steps). Observations are float32, discrete ones int32.
 _GYMNAX = {
@@ -96,17 +98,32 @@ _LEFT_OUT = {
 }
 
 
+REGISTERED: dict[str, Callable[..., Any]] = {}  # by `envs_jax.register`
+
+
+def installed() -> dict[str, str]:
+    """What installed packages declare as entry points of "jaxrl.envs": id -> module:NAME."""
+    return {point.name: point.value for point in entry_points(group="jaxrl.envs")}
+
+
+def own_envs() -> tuple[str, ...]:
+    """Ids that are not in the catalogue: what was registered, or is installed with a package."""
+    return tuple(x for x in {**REGISTERED, **installed()} if x not in _TABLE)
+
+
 def list_envs() -> tuple[str, ...]:
-    """Every id that `make` accepts. Imports no environment library."""
-    return tuple(_TABLE)
+    """Every id that `make` accepts, beside module:NAME. Imports no environment library."""
+    return (*_TABLE, *own_envs())
 
 
 def describe(id: str) -> dict[str, str]:
     """One row for a listing: id, observation shape, action space and time limit in steps.
 
-    The row describes the environment with its default options. ValueError (one line) for an
-    unknown id.
+    The row describes the environment with its default options; of one that is not in the catalogue
+    it knows the id only. ValueError (one line) for an unknown id.
     """
+    if id in own_envs():
+        return {"id": id, "observation": "-", "action": "-", "time_limit": "-"}
     check_id(id)
     observation, action, time_limit = _TABLE[id]
     return {"id": id, "observation": observation, "action": action, "time_limit": time_limit}

@@ -5,6 +5,8 @@ scan over one of them. So jit compiles a run, vmap over the agent sweeps hyper-p
 the key sweeps seeds, and a sharding spreads both over devices.
 """
 
+import importlib.metadata
+
 from jaxrl.agent import Agent, Tag, derive, shared, static, traced
 from jaxrl.training import hosts, sinks
 from jaxrl.training.callbacks import Callback, Progress
@@ -16,6 +18,8 @@ from jaxrl.training.population import Population, Run
 from jaxrl.training.search import Lin, Log, override
 from jaxrl.training.sweep import sweep
 from jaxrl.training.train import fused, train
+
+__version__ = importlib.metadata.version("jaxrl")
 
 __all__ = [
     "Agent",

@@ -38,8 +38,10 @@ class Request:
         agent, env: their names, as `jaxrl list` shows them.
         words: `key=value` each; several values or a range only where `sweep`.
         seeds: of each setting.
+        recipe: a file with one; None: the one that there is for agent and environment, if any.
         steps: in total per member; None: the recipe's, else the agent's default.
         random: draw this many settings from the ranges instead of taking the grid.
+        search_seed: of what is drawn; None: 0.
         data: recorded steps to learn from, as `envs_jax.datasets.read_all` takes them.
         data_steps: about how many of them, in episodes drawn at random; None: all.
         reference: returns between which their scores are normalised, likewise.
@@ -52,9 +54,11 @@ class Request:
     env: str
     words: Sequence[str] = ()
     seeds: Sequence[int] = (0,)
+    recipe: Path | None = None
     steps: int | None = None
     sweep: bool = False
     random: int | None = None
+    search_seed: int | None = None
     data: Sequence[str] = ()
     data_steps: int | None = None
     reference: tuple[float, float] | None = None
@@ -72,9 +76,11 @@ def request_of(args: argparse.Namespace) -> Request:
         env=args.env,
         words=args.settings,
         seeds=[given.get("seed") or 0] if count is None else range(count),
+        recipe=given.get("recipe"),
         steps=args.steps,
         sweep=args.command == "sweep",
         random=given.get("random"),
+        search_seed=given.get("search_seed"),
         data=given.get("data") or (),
         data_steps=given.get("data_steps"),
         reference=given.get("reference"),
@@ -88,7 +94,10 @@ def assemble(request: Request) -> Experiment:
     """The experiment that is asked for. Raises: ValueError where anything does not fit."""
     cls: Any = agents.get(request.agent)
     texts = texts_of(request, cls)
-    recipe = recipes.find(request.agent, request.env)
+    if request.recipe is None:
+        recipe = recipes.find(request.agent, request.env)
+    else:
+        recipe = recipes.read(request.recipe, request.agent, request.env)
     env_texts = {k[4:]: v for k, v in texts.items() if k.startswith("env.")}
     env, env_params, env_options = make_env(
         request.env, recipe.env_options if recipe else {}, env_texts
@@ -171,6 +180,8 @@ def texts_of(request: Request, cls: Any) -> dict[str, str]:
         )
     if request.random is not None and request.random < 1:
         raise ValueError(f"--random {request.random}: the grid is empty")
+    if request.search_seed is not None and request.random is None:
+        raise ValueError(f"--search-seed {request.search_seed}: only --random N draws settings")
     require_few(len(request.seeds), "members")
     if not request.seeds:
         raise ValueError("--seeds 0: at least one seed is needed")
@@ -240,6 +251,9 @@ def settings_of(
 
     Without repetitions, which rounding and a random search over few values bring.
     """
-    drawn = grid(space) if request.random is None else random_search(space, request.random)
+    if request.random is None:
+        drawn = grid(space)
+    else:
+        drawn = random_search(space, request.random, request.search_seed or 0)
     settings = [{k: parse.rounded(v, types[k]) for k, v in s.items()} for s in drawn]
     return list({tuple(setting.items()): setting for setting in settings}.values())

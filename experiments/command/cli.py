@@ -1,4 +1,4 @@
-"""The `jaxrl` command: train, sweep, collect, data, eval, watch, plot, list, reproduce.
+"""The `jaxrl` command: train, sweep, collect, data, eval, watch, plot, list, recipe, reproduce.
 
 Only the command that is asked for imports what it needs, so that `--help` and the listings answer
 at once. Bad input ends with one line on standard error and exit status 2, nothing compiled.
@@ -149,17 +149,27 @@ def plot_command(args: argparse.Namespace) -> int:
     out = args.out or (Path("curves.png") if len(folders) > 1 else args.runs[0] / "curve.png")
     curves.draw(folders, out)
     print(out)
+    if args.out is None and len(folders) == 1:
+        found = args.runs[0] / "sweep.png"
+        if curves.draw_sweep(folders[0], found):
+            print(found)
+    return 0
+
+
+def recipe_command(args: argparse.Namespace) -> int:
+    from experiments.command.recipe import show
+
+    show(args.run)
     return 0
 
 
 def list_command(args: argparse.Namespace) -> int:
     import agents
-    import envs_jax
     from experiments.command import listing
 
     if args.what in listing.LISTS:
         listing.LISTS[args.what]()
-    elif args.what in agents.AGENTS or args.what not in envs_jax.list_envs():
+    elif args.what in agents.AGENTS or not listing.is_environment(args.what):
         listing.agent(args.what)
     else:
         listing.environment(args.what)
@@ -182,6 +192,7 @@ COMMANDS = {
     "watch": watch_command,
     "plot": plot_command,
     "list": list_command,
+    "recipe": recipe_command,
     "reproduce": reproduce_command,
 }
 

@@ -11,7 +11,8 @@ from experiments.runs.formatting import value_text
 
 
 def all_agents() -> None:
-    table(["agent", "what it is"], [(name, agents.describe(name)) for name in agents.AGENTS])
+    names = [*agents.AGENTS, *agents.installed()]
+    table(["agent", "what it is"], [(name, agents.describe(name)) for name in names])
 
 
 def all_envs() -> None:
@@ -57,15 +58,33 @@ def agent(name: str) -> None:
     table(["hyper-parameter", "kind", "default", "accepted", "meaning"], rows)
 
 
+def is_environment(name: str) -> bool:
+    """Whether a name is an environment's. Raises ValueError for a module:NAME that is not there."""
+    import envs_jax
+
+    if ":" not in name:
+        return name in envs_jax.list_envs()
+    from jaxrl import Agent, imports
+
+    found = imports.load(name, "agent or environment")
+    return not (isinstance(found, type) and issubclass(found, Agent))
+
+
 def environment(id: str) -> None:
     """One environment's spaces, parameters and options. Raises ValueError for an unknown one."""
     import numpy as np
 
     import envs_jax
+    from envs_jax.catalogue import own_envs
 
     options = envs_jax.options(id)
-    _, params = envs_jax.make(id)
-    row = envs_jax.describe(id)
+    env, params = envs_jax.make(id)
+    if ":" in id or id in own_envs():
+        row = {"observation": env.observation_space(params).shape, "time_limit": "its own"}
+        space = env.action_space(params)
+        row["action"] = f"{type(space).__name__}({getattr(space, 'n', space.shape)})"
+    else:
+        row = envs_jax.describe(id)
     print(
         f"{id}: observation {row['observation']}, action {row['action']}, "
         f"time limit {row['time_limit']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import math
 import shlex
 import sys
@@ -47,6 +48,7 @@ def check_resume(args: argparse.Namespace) -> None:
         return
     given = [word for word in (args.agent, args.env, *args.settings) if word is not None]
     for name in (
+        "recipe",
         "data",
         "data_steps",
         "reference",
@@ -57,6 +59,7 @@ def check_resume(args: argparse.Namespace) -> None:
         "seed",
         "seeds",
         "random",
+        "search_seed",
     ):
         if getattr(args, name, None) is not None:
             given.append(f"--{name.replace('_', '-')}")
@@ -70,6 +73,8 @@ def check_resume(args: argparse.Namespace) -> None:
 def parser() -> Parser:
     """The command line's grammar."""
     top = Parser(prog="jaxrl", description=DESCRIPTION, allow_abbrev=False)
+    version = importlib.metadata.version("jaxrl")
+    top.add_argument("--version", action="version", version=f"jaxrl {version}")
     top.set_defaults(joined=False)  # of several processes that have found each other
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, (add, summary) in COMMANDS.items():
@@ -91,6 +96,7 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
     add_experiment(command, "key=v1,v2 or key=log:low:high:n or key=lin:low:high:n or key=value")
     command.add_argument("--seeds", type=natural, help="seeds of each setting (default: 1)")
     command.add_argument("--random", type=natural, help="draw this many settings from the ranges")
+    command.add_argument("--search-seed", type=natural, help="of what is drawn (default: 0)")
     add_run(command)
 
 
@@ -100,6 +106,12 @@ def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
     add("agent", metavar="AGENT", nargs="?", help="see `jaxrl list agents`")
     add("env", metavar="ENV", nargs="?", help="see `jaxrl list envs`")
     add("settings", metavar="key=value", nargs="*", default=[], help=settings)
+    add(
+        "--recipe",
+        metavar="FILE",
+        type=Path,
+        help="values other than the agent's defaults, as `jaxrl recipe DIR` prints them",
+    )
     add("--steps", type=positive, help="of each member: of its environment, gradient steps on data")
     add(
         "--data",
@@ -273,6 +285,10 @@ def add_plot(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, help="figure (default: DIR/curve.png, or curves.png)")
 
 
+def add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="DIR", type=Path, help="a run that has ended")
+
+
 def add_reproduce(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("names", metavar="STUDY | STUDY/CELL | AGENT/ENV", nargs="*")
@@ -296,6 +312,7 @@ COMMANDS = {
     "eval": (add_eval, "evaluate the trained agents of a run"),
     "watch": (add_watch, "show the curves of a run during training or after it"),
     "plot": (add_plot, "draw the learning curves of one or several runs"),
+    "recipe": (add_recipe, "print the best setting of a run, for `--recipe FILE`"),
     "reproduce": (add_reproduce, "list the studies, or run some and write their results"),
     "list": (add_list, "list agents, environments, recipes, or what one AGENT or ENV takes"),
 }

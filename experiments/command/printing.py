@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.runs.formatting import interval_text, number, steps_name, value_text
+from experiments.runs.formatting import interval_text, number, steps_name, value_text, words_of
 
 if TYPE_CHECKING:
     from experiments.runs.collect import Written
@@ -42,6 +42,8 @@ def results(summary: dict[str, Any]) -> None:
         f"{summary['episodes_per_member']} fresh episodes each"
     )
     _settings(summary["settings"])
+    if len(summary["settings"]) > 1:
+        print(f"best: {words_of(summary['best']['hyperparameters'])}")
     diverged = sum(not math.isfinite(member["final_return"]) for member in summary["members"])
     if diverged:
         print(f"without {diverged} of {len(summary['members'])} members, which became non-finite")

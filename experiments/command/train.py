@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -43,17 +44,20 @@ def run(args: argparse.Namespace) -> int:
         return 0
     resumes = configuration.resumes(folder.config)
     summary = summarise(experiment, population, evaluation, seconds, resumes)
-    problem, figure = "", folder.path / "curve.png"
+    problem, figures = "", [folder.path / "curve.png"]
     try:
         folder.save(experiment, population, evaluation, summary)
-        curves.draw([RunFolder.open(folder.path)], figure)
+        ended = RunFolder.open(folder.path)
+        curves.draw([ended], figures[0])
+        if curves.draw_sweep(ended, folder.path / "sweep.png"):
+            figures.append(folder.path / "sweep.png")
     except (OSError, ValueError) as error:  # such as on a full disk
         problem = f"cannot write to {folder.path}: {error}; once it can be, go on with: {again}"
     printing.results(summary)
     if problem:
         messages.error(problem)
         return messages.BAD_INPUT
-    print(f"{folder.path}: summary.json, metrics.npz, checkpoints, {figure}")
+    print(f"{folder.path}: summary.json, metrics.npz, checkpoints, {', '.join(map(str, figures))}")
     if not population.interrupted:
         return 0
     if args.on_nan == "stop" and bool((population.history.diverged_at >= 0).any()):
@@ -80,7 +84,8 @@ def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
         return
     experiment = assemble(request_of(args))
     check_log_member(args.log_member, experiment)
-    name = f"{args.agent}-{args.env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    what = re.sub("[/:]", "-", f"{args.agent}-{args.env}")
+    name = f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = args.out or Path("runs") / hosts.of_writer(name)
     with RunFolder.create(out, experiment, args.line) as folder:
         yield folder, experiment

@@ -1,15 +1,18 @@
-"""Learning curves of run folders."""
+"""Figures of run folders: learning curves, and what a sweep found."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.runs.folder import RunFolder
 from experiments.runs.formatting import setting_text
-from jaxrl.report import plots
+from jaxrl.report import plots, sweeps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def of_run(folder: RunFolder, name: str = "") -> list[plots.Curve]:
@@ -32,7 +35,7 @@ def of_run(folder: RunFolder, name: str = "") -> list[plots.Curve]:
         else:
             steps = np.nanmax(metrics["evaluation_steps"][rows], axis=0)
             returns = metrics["evaluation_returns"][rows].mean(axis=2)
-        return plots.Curve(label, steps, returns, changes)
+        return plots.Curve(label, steps, returns)
 
     return [curve(setting) for setting in folder.listing["settings"]]
 
@@ -49,7 +52,29 @@ def draw(folders: list[RunFolder], out: Path) -> None:
     labels = {"xlabel": " or ".join(sorted({f.unit for f in folders}))}
     if any("episode_return" not in f.metrics() for f in folders):
         labels["ylabel"] = "return of evaluations"
+    _save(plots.learning_curves(curves, title=title, **labels), out)
+
+
+def draw_sweep(folder: RunFolder, out: Path) -> bool:
+    """Final returns of a run over what it varied, as the figure `out`; whether there was anything.
+
+    There is nothing in a run of one setting, or in one that has not ended.
+
+    Raises: ValueError where `out` cannot be written, or its ending is not a known figure format.
+    """
+    listing = folder.listing
+    settings = [setting["hyperparameters"] for setting in listing["settings"]]
+    if not folder.has_ended or not settings or not sweeps.varied(settings):
+        return False
+    final = np.asarray([member["final_return"] for member in listing["members"]], dtype=float)
+    returns = [final[setting["members"]] for setting in listing["settings"]]
+    title = f"{folder.config['agent']} on {folder.config['env']}"
+    _save(sweeps.sweep_figure(settings, returns, title=title), out)
+    return True
+
+
+def _save(figure: Figure, out: Path) -> None:
     try:
-        plots.save(plots.learning_curves(curves, title=title, **labels), out)
+        plots.save(figure, out)
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror}") from None

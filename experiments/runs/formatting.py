@@ -36,6 +36,14 @@ def setting_text(setting: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value_text(value)}" for name, value in setting.items())
 
 
+def words_of(setting: Mapping[str, Any]) -> str:
+    """A setting as the command line takes it, unrounded: `a=1 b=0.00012345678 c=64x64`."""
+    return " ".join(
+        f"{name}={value!r}" if type(value) is float else f"{name}={value_text(value)}"
+        for name, value in setting.items()
+    )
+
+
 def steps_name(unit: str) -> str:
     """What counts of a unit are called in files: env_steps, gradient_steps."""
     return "env_steps" if unit == "environment steps" else unit.replace(" ", "_")

@@ -49,6 +49,27 @@ def everything() -> list[Recipe]:
     return [load(path) for path in sorted(FOLDER.rglob("*.toml"))]
 
 
+def read(path: Path, agent: str, env: str) -> Recipe:
+    """A user's recipe file, for this agent and environment.
+
+    Raises: ValueError where it cannot be read, is none, or is for others.
+    """
+    try:
+        recipe = load(path)
+    except OSError as error:
+        raise ValueError(f"--recipe {path}: {error.strerror}") from None
+    except ValueError as error:  # no TOML, or no text
+        raise ValueError(f"--recipe {path} is no TOML file: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"--recipe {path} is no recipe: it needs a table [recipe] with agent, env, steps and "
+            "source; [env] and [hyperparameters] may follow"
+        ) from None
+    if recipe.name != f"{agent}/{env}":
+        raise ValueError(f"--recipe {path} is for {recipe.agent} on {recipe.env}")
+    return recipe
+
+
 def load(path: Path) -> Recipe:
     """Read one recipe file. Lists in it become the tuples that agents take."""
     content = tomllib.loads(path.read_text())

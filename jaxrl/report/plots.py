@@ -6,7 +6,7 @@ Matplotlib is imported by the functions that draw, so that importing this module
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,24 +17,22 @@ from jaxrl.report.stats import mean_ci
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-MAX_LEGEND = 8  # more lines than this cannot be told apart by a legend
+MAX_CURVES = 8  # more lines than this cannot be told apart: the best few are drawn then
+BEST = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """The runs of one setting over the same environment steps.
 
-    `steps` is (bins,), `returns` (runs, bins) with NaN where a run has no value; `setting` holds
-    the hyper-parameters that set this curve apart from the others of its figure.
+    `steps` is (bins,), `returns` (runs, bins) with NaN where a run has no value.
     """
 
     label: str
     steps: np.ndarray
     returns: np.ndarray
-    setting: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def bin_episodes(
@@ -73,22 +71,24 @@ def learning_curves(
 ) -> Figure:
     """A figure of `curves`: mean over runs, band of the 95 % t interval of that mean.
 
-    Up to `MAX_LEGEND` curves are named in a legend. More are coloured by the first number that
-    their settings differ in, shown by a colour bar, logarithmic where the numbers are.
+    Of more than `MAX_CURVES` the `BEST`, by their last returns, are named in the legend, best
+    first; the others are thin grey lines behind them.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    scale = _colour_scale(curves) if len(curves) > MAX_LEGEND else None
-    for i, curve in enumerate(curves):
-        colour = scale[1].to_rgba(curve.setting[scale[0]]) if scale else _category(i, len(curves))
-        _draw(axes, curve, colour, faint=len(curves) > MAX_LEGEND)
-    if scale:
-        figure.colorbar(scale[1], ax=axes, label=scale[0], pad=0.02)
-    elif len(curves) > MAX_LEGEND:
-        figure.legend(loc="outside right upper", frameon=False, fontsize="x-small")
-    elif len(curves) > 1:
+    named, others = list(curves), []
+    if len(curves) > MAX_CURVES:
+        ranked = sorted(curves, key=_last_return, reverse=True)
+        named, others = ranked[:BEST], ranked[BEST:]
+    for i, curve in enumerate(named):
+        _draw(axes, curve, f"C{i}")
+    for i, curve in enumerate(others):
+        label = f"the other {len(others)}" if i == 0 else None
+        style = {"color": "0.75", "linewidth": 0.8, "zorder": 1}
+        axes.plot(curve.steps, mean_ci(curve.returns)[0], label=label, **style)
+    if len(curves) > 1:
         axes.legend(framealpha=0.85, edgecolor="none", fontsize="small")
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     # A band of two or three runs can be far wider than all that was seen: it is cut off instead.
@@ -119,35 +119,17 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(file, format=ending)
 
 
-def _draw(axes: Axes, curve: Curve, colour: Any, *, faint: bool) -> None:
+def _draw(axes: Axes, curve: Curve, colour: str) -> None:
     mean, low, high = mean_ci(curve.returns)
-    axes.plot(curve.steps, mean, color=colour, linewidth=1.2 if faint else 1.8, label=curve.label)
-    axes.fill_between(
-        curve.steps, low, high, color=colour, alpha=0.08 if faint else 0.18, linewidth=0
-    )
+    axes.plot(curve.steps, mean, color=colour, linewidth=1.8, label=curve.label)
+    axes.fill_between(curve.steps, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _colour_scale(curves: Sequence[Curve]) -> tuple[str, ScalarMappable] | None:
-    """The first number in which the settings differ, and its colour map."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LogNorm, Normalize
-
-    for name in curves[0].setting:
-        values = [curve.setting.get(name) for curve in curves]
-        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-        if len(numbers) < len(values) or len(set(numbers)) < 2:
-            continue
-        low, high = min(numbers), max(numbers)
-        logarithmic = low > 0 and high / low >= 10
-        norm = LogNorm(low, high) if logarithmic else Normalize(low, high)
-        return name, ScalarMappable(norm=norm, cmap="viridis")
-    return None
-
-
-def _category(i: int, n: int) -> Any:
-    from matplotlib import colormaps
-
-    return colormaps["tab10"](i) if n <= 10 else colormaps["turbo"](i / max(n - 1, 1))
+def _last_return(curve: Curve) -> float:
+    """The mean over the last tenth of a curve; least where it has none."""
+    mean = mean_ci(curve.returns)[0]
+    last = mean[-max(1, len(mean) // 10) :]
+    return float(np.nanmean(last)) if np.isfinite(last).any() else -np.inf
 
 
 def _steps_formatter() -> Any:

@@ -90,7 +90,7 @@ def plain(value: Any) -> Any:
 
 
 def settings_of(
-    space: Space | Sequence[Mapping[str, Any]] | None, random: int | None = None
+    space: Space | Sequence[Mapping[str, Any]] | None, random: int | None = None, seed: int = 0
 ) -> list[dict[str, Any]]:
     """The settings that a sweep is asked for: of a space, listed, or a single empty one.
 
@@ -111,7 +111,7 @@ def settings_of(
             is_empty = len(values) == 0
         if is_empty:
             raise ValueError(f"{name}: the grid is empty")
-    return grid(space) if random is None else random_search(space, random)
+    return grid(space) if random is None else random_search(space, random, seed)
 
 
 def override(agent: Agent, changes: Mapping[str, Any]) -> Agent:

@@ -31,6 +31,7 @@ def sweep(
     *,
     seeds: int | Sequence[int] = 1,
     random: int | None = None,
+    search_seed: int = 0,
     batch_size: int | None = None,
     memory: int | None = None,
     evaluations: int = 0,
@@ -51,6 +52,7 @@ def sweep(
             or nothing: only seeds.
         seeds: how many (0..n-1), or which.
         random: draw this many settings instead of the grid.
+        search_seed: of what is drawn: another one, other settings.
         batch_size: train at most this many members at once, one batch after the other.
         memory: bytes that a program may take on the local devices together, on a CPU with what a
             save copies; None: what they have.
@@ -78,6 +80,8 @@ def sweep(
             raise ValueError(f"{name}={value}: must be at least 1")
     if record is not None:
         agent = agent.replace(record=tuple(record))
+    if search_seed < 0:
+        raise ValueError(f"search_seed={search_seed}: must be at least 0")
     own = [*guarded(callbacks), OnNaN(on_nan)]
     size = 1 if data_parallel else batch_size
     announce = announce or (lambda line: None)
@@ -91,7 +95,7 @@ def sweep(
 
     trained: list[tuple[list[int], Run]] = []
     with closing(own):
-        members = _members(agent, settings_of(space, random), seeds)
+        members = _members(agent, settings_of(space, random, search_seed), seeds)
         programs = by_program([member.agent for member in members])
         for line in _announcements(members, programs):
             announce(line)

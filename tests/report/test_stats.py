@@ -62,35 +62,33 @@ def test_bins_of_runs_of_different_length():
     np.testing.assert_allclose(binned, [[2, 2, np.nan, np.nan], [2, 2, 2, 2]])
 
 
-def _curves(settings):
+def _curves(heights):
     steps = np.linspace(0, 1000, 10)
-    returns = np.random.default_rng(2).normal(size=(3, 10))
-    return [plots.Curve(str(setting), steps, returns, setting) for setting in settings]
+    noise = np.random.default_rng(2).normal(size=(3, 10))
+    return [plots.Curve(f"at {height}", steps, height + noise) for height in heights]
+
+
+def _named(figure):
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
 def test_few_curves_are_named_in_a_legend(tmp_path):
-    figure = plots.learning_curves(_curves([{"a": 1}, {"a": 2}]))
+    figure = plots.learning_curves(_curves([1, 2]))
     assert len(figure.axes) == 1
-    assert len(figure.axes[0].get_legend().get_texts()) == 2
+    assert _named(figure) == ["at 1", "at 2"]
     plots.save(figure, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 5_000
 
 
-def test_many_curves_are_coloured_by_their_number():
-    rates = np.logspace(-4, -2, 16).tolist()
-    figure = plots.learning_curves(_curves([{"kind": "x", "rate": r} for r in rates]))
-    assert len(figure.axes) == 2
-    bar = figure.axes[1]
-    assert bar.get_ylabel() == "rate"
-    assert bar.get_yscale() == "log"
-
-
-def test_many_curves_without_a_number_are_named_beside_the_axes():
-    figure = plots.learning_curves(_curves([{"kind": f"k{i}"} for i in range(12)]))
-    assert len(figure.legends[0].get_texts()) == 12
+def test_of_many_curves_the_best_are_named_and_the_others_grey():
+    heights = [*range(12), np.nan]  # the last has diverged from the start
+    figure = plots.learning_curves(_curves(np.random.default_rng(0).permutation(heights).tolist()))
+    assert _named(figure) == ["at 11.0", "at 10.0", "at 9.0", "at 8.0", "at 7.0", "the other 8"]
+    colours = [line.get_color() for line in figure.axes[0].lines]
+    assert colours == ["C0", "C1", "C2", "C3", "C4"] + ["0.75"] * 8
 
 
 def test_unknown_figure_format(tmp_path):
-    figure = plots.learning_curves(_curves([{}]))
+    figure = plots.learning_curves(_curves([0]))
     with pytest.raises(ValueError, match=r"curve\.xyz.*png"):
         plots.save(figure, tmp_path / "curve.xyz")

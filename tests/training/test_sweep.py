@@ -12,7 +12,7 @@ import pytest
 import jaxrl
 from jaxrl import Lin, Log
 from jaxrl.training import engine
-from jaxrl.training.search import grid, random_search
+from jaxrl.training.search import grid, random_search, settings_of
 from tests.helpers import Toy, assert_close, assert_same
 from tests.probes import TimeLimit
 
@@ -132,6 +132,7 @@ def test_random_search():
     draws = random_search(space, 2000)
     assert draws == random_search(space, 2000)
     assert draws != random_search(space, 2000, seed=1)
+    assert settings_of(space, 5, 1) == random_search(space, 5, seed=1)
     assert all(1e-4 <= d["a"] <= 1 and 2 <= d["b"] <= 3 for d in draws)
     # Uniform in the logarithm and between the ends.
     np.testing.assert_allclose(np.mean([np.log10(d["a"]) for d in draws]), -2, atol=0.1)

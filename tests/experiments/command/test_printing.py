@@ -8,7 +8,7 @@ import pytest
 from experiments.command import printing
 from experiments.command.meter import Meter
 from experiments.runs.collect import Written
-from experiments.runs.formatting import interval_text, number, setting_text
+from experiments.runs.formatting import interval_text, number, setting_text, words_of
 from jaxrl import Progress
 
 
@@ -55,3 +55,4 @@ def test_number(value, text):
 def test_setting():
     setting = {"a": 1, "b": 0.00012345, "c": (64, 32), "d": True, "env.g": 9.8}
     assert setting_text(setting) == "a=1, b=0.0001234, c=64x32, d=true, env.g=9.8"
+    assert words_of(setting) == "a=1 b=0.00012345 c=64x32 d=true env.g=9.8"

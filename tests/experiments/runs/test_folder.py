@@ -29,6 +29,49 @@ def sweep_folder(tmp_path_factory):
     return folder
 
 
+def test_a_recipe_is_the_best_setting_and_trains_it_again(sweep_folder, tmp_path, capsys):
+    assert main(["recipe", str(sweep_folder)]) == 0
+    file = tmp_path / "mine.toml"
+    file.write_text(capsys.readouterr().out)
+    best = json.loads((sweep_folder / "summary.json").read_text())["best"]["hyperparameters"]
+    experiment = assemble(Request("ppo", "CartPole-v1", recipe=file))
+    agent = experiment.agent
+    assert agent.total_steps == 256
+    assert (agent.num_envs, agent.num_steps, agent.num_minibatches) == (4, 16, 2)
+    assert agent.learning_rate == pytest.approx(best["learning_rate"])
+    assert agent.activation == best["activation"]
+    assert float(agent.env_params.gravity) == pytest.approx(best["env.gravity"])
+    assert experiment.recipe.source.startswith("the best of 8 settings of ")
+    assert "gae_lambda" not in experiment.recipe.hyperparameters  # as it is by default
+    again = assemble(Request("ppo", "CartPole-v1", ["gamma=0.5"], recipe=file, steps=512)).agent
+    assert (again.gamma, again.total_steps, again.num_envs) == (0.5, 512, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("recipe", "is no TOML file"),
+        ("a = 1", "is no recipe: it needs a table"),
+        ("recipe = 1", "is no recipe: it needs a table"),
+        ('[recipe]\nagent="sac"\nenv="X"\nsteps=1\nsource=""', "is for sac on X"),
+    ],
+)
+def test_recipes_that_are_none(text, line, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=line):
+        assemble(Request("ppo", "CartPole-v1", recipe=file))
+
+
+def test_a_sweep_leaves_a_figure_of_what_it_found(sweep_folder, capsys):
+    (sweep_folder / "sweep.png").unlink()
+    assert main(["plot", str(sweep_folder)]) == 0
+    assert capsys.readouterr().out.split() == [
+        str(sweep_folder / name) for name in ("curve.png", "sweep.png")
+    ]
+    assert (sweep_folder / "sweep.png").stat().st_size > 10_000
+
+
 def test_run_folder(sweep_folder):
     config = json.loads((sweep_folder / "config.json").read_text())
     summary = json.loads((sweep_folder / "summary.json").read_text())

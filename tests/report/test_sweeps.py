@@ -1,0 +1,81 @@
+"""Figures of what a sweep found."""
+
+import numpy as np
+import pytest
+
+from jaxrl.report.sweeps import sweep_figure, varied
+
+SEEDS = np.array([-1.0, 0.0, 1.0])
+
+
+def figure_of(settings, heights):
+    return sweep_figure(settings, [height + SEEDS for height in heights], title="ppo on X")
+
+
+def dots(axes):
+    (line,) = [x for x in axes.lines if x.get_alpha() == 0.45]
+    return sorted(zip(*(np.round(values, 6).tolist() for values in line.get_data()), strict=True))
+
+
+def ring(axes):
+    (line,) = [x for x in axes.lines if x.get_color() == "tab:red"]
+    return tuple(float(values[0]) for values in line.get_data())
+
+
+def test_one_number_over_its_own_axis():
+    rates = [1e-2, 1e-4, 1e-3]
+    figure = figure_of([{"rate": rate, "kind": "x"} for rate in rates], [2.0, 1.0, 3.0])
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("rate", "final return")
+    expected = [(1e-4, h) for h in (0, 1, 2)] + [(1e-3, h) for h in (2, 3, 4)]
+    assert dots(axes) == expected + [(1e-2, h) for h in (1, 2, 3)]
+    assert ring(axes) == (1e-3, 3.0)
+    (mean,) = [x for x in axes.lines if x.get_linestyle() == "-" and len(x.get_xdata()) == 3]
+    np.testing.assert_allclose(mean.get_ydata(), [1.0, 3.0, 2.0])
+    # Of three members the t interval is 4.303 s / sqrt(3) to each side; it is cut at what was seen.
+    (band,) = axes.collections
+    assert band.get_datalim(axes.transData).ymax == pytest.approx(3 + 4.30265 / 3**0.5)
+    assert axes.get_ylim() == pytest.approx((-0.24, 4.24))
+
+
+def test_choices_stand_side_by_side():
+    figure = figure_of([{"sizes": [8, 8]}, {"sizes": [64]}], [1.0, 2.0])
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["8x8", "64"]
+    assert ring(axes) == (1.0, 2.0)
+
+
+def test_a_grid_of_two_is_a_heat_map_with_its_best_cell_framed():
+    settings = [{"rate": rate, "n": n} for n in (4, 2) for rate in (0.1, 0.3, 0.2)]
+    figure = figure_of(settings, [1.0, 2.0, 3.0, 40.0, 60.0, 50.0])
+    axes = figure.axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[40, 50, 60], [1, 3, 2]])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("rate", "n")
+    (frame,) = axes.patches
+    assert frame.get_xy() == (1.5, -0.5)
+    assert [text.get_text() for text in axes.texts] == ["40", "50", "60", "1", "3", "2"]
+
+
+def test_others_have_a_panel_each_with_a_dot_for_each_setting():
+    rng = np.random.default_rng(0)
+    settings = [{"rate": float(rng.uniform()), "n": i % 2, "d": i % 3 == 0} for i in range(6)]
+    figure = figure_of(settings, range(6))
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_xlabel() for axes in shown] == ["rate", "n", "d"]
+    assert dots(shown[1]) == [(0, 0), (0, 2), (0, 4), (1, 1), (1, 3), (1, 5)]
+    assert not any(axes.collections for axes in shown)  # settings are no independent runs
+    assert ring(shown[0]) == (settings[5]["rate"], 5.0)
+
+
+def test_members_that_diverged_are_left_out():
+    figure = sweep_figure([{"a": 1}, {"a": 2}], [np.array([np.nan, np.nan]), np.array([1.0, 3.0])])
+    assert ring(figure.axes[0]) == (2.0, 2.0)
+    figure = sweep_figure([{"a": 1}, {"a": 2}], [np.full(2, np.nan)] * 2)
+    assert not [x for x in figure.axes[0].lines if x.get_color() == "tab:red"]
+
+
+def test_settings_that_do_not_differ():
+    assert varied([{"a": 1}, {"a": 1}]) == {}
+    with pytest.raises(ValueError, match="nothing to compare"):
+        sweep_figure([{"a": 1}], [SEEDS])
