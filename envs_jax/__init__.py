@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from envs_jax.catalogue import REGISTERED, check_id, describe, list_envs, own_envs, unknown
+from envs_jax.catalogue import REGISTERED, check_id, describe, list_envs, list_own, unknown
 
 __all__ = ["describe", "list_envs", "make", "options", "register"]
 
@@ -108,7 +108,7 @@ def options(id: str) -> dict[str, Any]:
 def _suite(id: str) -> tuple[Any, dict[str, Any]]:
     """The module of an environment's suite, and the options that it takes for it."""
     suite, _, name = id.rpartition("/")
-    if ":" in id or id in own_envs():
+    if ":" in id or id in list_own():
         module = importlib.import_module("envs_jax.own_envs")
     else:
         check_id(id)

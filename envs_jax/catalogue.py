@@ -106,14 +106,14 @@ def installed() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group="jaxrl.envs")}
 
 
-def own_envs() -> tuple[str, ...]:
+def list_own() -> tuple[str, ...]:
     """Ids that are not in the catalogue: what was registered, or is installed with a package."""
     return tuple(x for x in {**REGISTERED, **installed()} if x not in _TABLE)
 
 
 def list_envs() -> tuple[str, ...]:
     """Every id that `make` accepts, beside module:NAME. Imports no environment library."""
-    return (*_TABLE, *own_envs())
+    return (*_TABLE, *list_own())
 
 
 def describe(id: str) -> dict[str, str]:
@@ -122,7 +122,7 @@ def describe(id: str) -> dict[str, str]:
     The row describes the environment with its default options; of one that is not in the catalogue
     it knows the id only. ValueError (one line) for an unknown id.
     """
-    if id in own_envs():
+    if id in list_own():
         return {"id": id, "observation": "-", "action": "-", "time_limit": "-"}
     check_id(id)
     observation, action, time_limit = _TABLE[id]

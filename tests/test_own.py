@@ -131,14 +131,15 @@ def test_the_same_name_gives_the_same_environment(mine):
 
 
 def test_a_registered_environment_is_made_by_its_id(mine):
-    import mine as module
+    from jaxrl.imports import load
 
-    envs_jax.register("mine/walk", module.Walk)
-    envs_jax.register("mine/walk", module.Walk)  # as when a cell of a notebook is run again
+    walk, short = load("mine:Walk", "environment"), load("mine:make_short", "environment")
+    envs_jax.register("mine/walk", walk)
+    envs_jax.register("mine/walk", walk)  # as when a cell of a notebook is run again
     env, _ = envs_jax.make("mine/walk", limit=2)
     assert (env.name, env._env.limit) == ("mine/walk", 2)
     assert "mine/walk" in envs_jax.list_envs()
-    for id, make in (("mine/walk", module.make_short), ("CartPole-v1", module.Walk)):
+    for id, make in (("mine/walk", short), ("CartPole-v1", walk)):
         with pytest.raises(ValueError, match="is there already"):
             envs_jax.register(id, make)
     with pytest.raises(ValueError, match="is a int: give a class or function"):
@@ -170,7 +171,7 @@ def test_installed_packages_declare_theirs(mine, capsys):
         ("ppo mine:Wolk", "environment mine:Wolk: mine has no Wolk; did you mean Walk"),
         ("ppo mine:number", "environment mine:number is a int: give a class or function"),
         ("ppo mine:make_nothing", "environment mine:make_nothing gives a int: it has to give"),
-        ("ppo mine:Walk env.limt=3", "unknown option 'limt'; did you mean limit?"),
+        ("ppo mine:Walk env.limits=3", "unknown option 'limits'; did you mean limit?"),
     ],
 )
 def test_what_is_not_there_is_one_line(mine, words, line, capsys):

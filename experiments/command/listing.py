@@ -75,11 +75,11 @@ def environment(id: str) -> None:
     import numpy as np
 
     import envs_jax
-    from envs_jax.catalogue import own_envs
+    from envs_jax.catalogue import list_own
 
     options = envs_jax.options(id)
     env, params = envs_jax.make(id)
-    if ":" in id or id in own_envs():
+    if ":" in id or id in list_own():
         row = {"observation": env.observation_space(params).shape, "time_limit": "its own"}
         space = env.action_space(params)
         row["action"] = f"{type(space).__name__}({getattr(space, 'n', space.shape)})"

@@ -24,7 +24,8 @@ def recipe_of(folder: RunFolder) -> Recipe:
     config, best = folder.config, folder.summary["best"]
     agent = folder.agent(folder.summary["members"][best["members"][0]]["hyperparameters"])
     env, env_params = envs_jax.make(config["env"], **config["env_options"])
-    default = type(agent)(env, env_params, **({"data": agent.data} if config["data"] else {}))
+    data: dict[str, Any] = {"data": getattr(agent, "data", None)} if config["data"] else {}
+    default = type(agent)(env, env_params, **data)
     before = hyperparameters(default) | _scalars(env_params)
     now = hyperparameters(agent) | _scalars(agent.env_params)
     del now["total_steps"]

@@ -86,7 +86,7 @@ def learning_curves(
         _draw(axes, curve, f"C{i}")
     for i, curve in enumerate(others):
         label = f"the other {len(others)}" if i == 0 else None
-        style = {"color": "0.75", "linewidth": 0.8, "zorder": 1}
+        style: dict[str, Any] = {"color": "0.75", "linewidth": 0.8, "zorder": 1}
         axes.plot(curve.steps, mean_ci(curve.returns)[0], label=label, **style)
     if len(curves) > 1:
         axes.legend(framealpha=0.85, edgecolor="none", fontsize="small")

@@ -65,7 +65,7 @@ def sweep_figure(
         _heat_map(figure.add_subplot(), found, settings, means, label)
         return figure
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    results = returns if len(found) == 1 else means[:, None]
+    results = returns if len(found) == 1 else list(means[:, None])
     for axes, name in zip(panels.flat, found, strict=False):
         _over_one(axes, name, found[name], [setting[name] for setting in settings], results, means)
     for axes in panels.flat[len(found) :]:
@@ -153,8 +153,10 @@ def _heat_map(
         axes.tick_params(axis="x", labelrotation=45)
     axes.set(xlabel=along.replace("_", " "), ylabel=down.replace("_", " "))
     if np.isfinite(table).any():
-        i, j = np.unravel_index(np.nanargmax(table), table.shape)
-        frame = Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="tab:red", linewidth=2)
+        best = np.unravel_index(np.nanargmax(table), table.shape)
+        frame = Rectangle(
+            (best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, edgecolor="tab:red", linewidth=2
+        )
         axes.add_patch(frame)
         middle = (np.nanmin(table) + np.nanmax(table)) / 2
         if max(table.shape) <= MAX_CELLS:
@@ -162,7 +164,12 @@ def _heat_map(
             for (row, column), mean in np.ndenumerate(table):
                 colour = "black" if mean > middle else "white"
                 text = f"{mean:,.0f}" if large else f"{mean:.3g}"
-                style = {"ha": "center", "va": "center", "fontsize": "small", "color": colour}
+                style: dict[str, Any] = {
+                    "ha": "center",
+                    "va": "center",
+                    "fontsize": "small",
+                    "color": colour,
+                }
                 axes.text(column, row, text, **style)
 
 
