@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_CURVES = 8  # more lines than this cannot be told apart: the best few are drawn then
 BEST = 5
+SPAN = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ def learning_curves(
     """A figure of `curves`: mean over runs, band of the 95 % t interval of that mean.
 
     Of more than `MAX_CURVES` the `BEST`, by their last returns, are named in the legend, best
-    first; the others are thin grey lines behind them.
+    first, and the others are thin grey lines behind them; there each run is smoothed, by the mean
+    over a `SPAN`th of its points around each.
     """
     from matplotlib.figure import Figure
 
@@ -80,8 +82,9 @@ def learning_curves(
     axes = figure.add_subplot()
     named, others = list(curves), []
     if len(curves) > MAX_CURVES:
-        ranked = sorted(curves, key=_last_return, reverse=True)
+        ranked = [smoothed(c) for c in sorted(curves, key=_last_return, reverse=True)]
         named, others = ranked[:BEST], ranked[BEST:]
+        ylabel += " (smoothed)"
     for i, curve in enumerate(named):
         _draw(axes, curve, f"C{i}")
     for i, curve in enumerate(others):
@@ -101,6 +104,21 @@ def learning_curves(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     return figure
+
+
+def smoothed(curve: Curve) -> Curve:
+    """Each run's mean over a `SPAN`th of its points around each; NaN stays, and counts for none."""
+    half = len(curve.steps) // (2 * SPAN)
+    there = np.isfinite(curve.returns)
+    ones = np.ones(2 * half + 1)
+
+    def around(row: np.ndarray) -> np.ndarray:
+        return np.convolve(row, ones)[half : half + len(row)]
+
+    total = np.stack([around(row) for row in np.where(there, curve.returns, 0.0)])
+    number = np.stack([around(row) for row in there.astype(float)])
+    returns = np.where(there, total / np.maximum(number, 1), np.nan)
+    return dataclasses.replace(curve, returns=returns)
 
 
 def save(figure: Figure, path: str | Path) -> None:

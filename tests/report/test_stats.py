@@ -88,6 +88,17 @@ def test_of_many_curves_the_best_are_named_and_the_others_grey():
     assert colours == ["C0", "C1", "C2", "C3", "C4"] + ["0.75"] * 8
 
 
+def test_smoothing_is_the_mean_of_what_is_around():
+    returns = np.random.default_rng(0).normal(size=(2, 50))
+    returns[1, :7] = np.nan
+    smooth = plots.smoothed(plots.Curve("", np.arange(50.0), returns)).returns
+    for row in range(2):
+        for i in range(50):
+            around = returns[row, max(0, i - 2) : i + 3]  # 50 // 24 = 2 to each side
+            expected = np.nan if np.isnan(returns[row, i]) else np.nanmean(around)
+            np.testing.assert_allclose(smooth[row, i], expected, rtol=1e-12)
+
+
 def test_unknown_figure_format(tmp_path):
     figure = plots.learning_curves(_curves([0]))
     with pytest.raises(ValueError, match=r"curve\.xyz.*png"):
