@@ -61,6 +61,37 @@ class Walk(Environment):
         return spaces.Discrete(2)
 
 
+class Wide(Walk):
+    def observation_space(self, params):
+        return spaces.Box(-10.0, 10.0, (2,))
+
+
+class Changing(Walk):
+    def step_env(self, key, state, action, params):
+        obs, state, *rest = super().step_env(key, state, action, params)
+        return obs, state.replace(time=state.time * 1.0), *rest
+
+
+class Losing(Walk):
+    def step_env(self, key, state, action, params):
+        obs, state, *rest = super().step_env(key, state, action, params)
+        return obs, state.position, *rest
+
+    def is_truncated(self, state, params):
+        return False
+
+
+class Vector(Walk):
+    def step_env(self, key, state, action, params):
+        obs, state, reward, *rest = super().step_env(key, state, action, params)
+        return obs, state, reward[None], *rest
+
+
+class Four(Walk):
+    def step_env(self, key, state, action, params):
+        return super().step_env(key, state, action, params)[:4]
+
+
 def make_short(limit=4):
     return Walk(limit)
 
@@ -171,6 +202,14 @@ def test_installed_packages_declare_theirs(mine, capsys):
         ("ppo mine:Wolk", "environment mine:Wolk: mine has no Wolk; did you mean Walk"),
         ("ppo mine:number", "environment mine:number is a int: give a class or function"),
         ("ppo mine:make_nothing", "environment mine:make_nothing gives a int: it has to give"),
+        (
+            "ppo mine:Wide",
+            "a reset gives observations of shape (1,), and its observation_space says",
+        ),
+        ("ppo mine:Changing", "state.time is int32[] after a reset and float32[] after a step"),
+        ("ppo mine:Losing", "mine:Losing: a step gives a state of other fields than a reset"),
+        ("ppo mine:Vector", "mine:Vector: reward has shape (1,), not ()"),
+        ("ppo mine:Four", "mine:Four cannot take a step: not enough values to unpack"),
         ("ppo mine:Walk env.limits=3", "unknown option 'limits'; did you mean limit?"),
     ],
 )
