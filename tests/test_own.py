@@ -130,16 +130,15 @@ def mine(tmp_path, monkeypatch):
 
 def test_they_are_trained_evaluated_and_resumed_by_name(mine, capsys):
     words = ["train", "mine:Mine", "mine:make_short", "env.limit=6", "env.goal=2", *TINY]
-    assert main([*words, "--out", "run"]) == 0
-    config = json.loads((mine / "run" / "config.json").read_text())
+    assert main(words) == 0
+    (run,) = (mine / "runs").iterdir()
+    assert run.name.startswith("mine-Mine-mine-make_short-")
+    config = json.loads((run / "config.json").read_text())
     assert (config["agent"], config["env"]) == ("mine:Mine", "mine:make_short")
     assert config["env_options"]["limit"] == 6
     assert config["env_params"] == {"goal": 2.0}
-    assert main(["eval", "run", "--episodes", "3"]) == 0
-    assert main(["train", "--resume", "run", "--steps", "64"]) == 0
-    assert main([*words]) == 0
-    (named,) = (mine / "runs").iterdir()
-    assert named.name.startswith("mine-Mine-mine-make_short-")
+    assert main(["eval", str(run), "--episodes", "2"]) == 0
+    assert main(["train", "--resume", str(run), "--steps", "64"]) == 0
 
 
 def test_they_are_listed(mine, capsys):
