@@ -1,5 +1,6 @@
-"""`python -m jaxrl`: the `jaxrl` command."""
+"""`python -m jaxrl`: the command that this package declares, which stands above the engine."""
 
-from experiments.command.cli import main
+from importlib.metadata import entry_points
 
-raise SystemExit(main())
+(command,) = entry_points(group="console_scripts", name="jaxrl")
+raise SystemExit(command.load()())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import envs_jax
+from experiments.runs.config import scalars
 from experiments.runs.experiment import hyperparameters
 from experiments.runs.folder import RunFolder
 from experiments.runs.formatting import number
@@ -26,8 +24,8 @@ def recipe_of(folder: RunFolder) -> Recipe:
     env, env_params = envs_jax.make(config["env"], **config["env_options"])
     data: dict[str, Any] = {"data": getattr(agent, "data", None)} if config["data"] else {}
     default = type(agent)(env, env_params, **data)
-    before = hyperparameters(default) | _scalars(env_params)
-    now = hyperparameters(agent) | _scalars(agent.env_params)
+    before = hyperparameters(default) | _params(env_params)
+    now = hyperparameters(agent) | _params(agent.env_params)
     del now["total_steps"]
     settings, seeds = len(folder.summary["settings"]), len(best["members"])
     mean = number(best["measures"]["return"]["mean"])
@@ -71,10 +69,9 @@ def show(path: Path) -> None:
     print(text_of(recipe_of(RunFolder.open(path))))
 
 
-def _scalars(env_params: Any) -> dict[str, float]:
+def _params(env_params: Any) -> dict[str, Any]:
     """The environment's parameters that are single numbers, by their names on the command line."""
-    values = {f.name: getattr(env_params, f.name) for f in dataclasses.fields(env_params)}
-    return {f"env.{k}": np.asarray(v).tolist() for k, v in values.items() if np.ndim(v) == 0}
+    return {f"env.{name}": value for name, value in scalars(env_params).items()}
 
 
 def _key(name: str) -> str:

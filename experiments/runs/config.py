@@ -54,7 +54,7 @@ def of_experiment(experiment: Experiment, command: str) -> Config:
         "agent": experiment.agent_name,
         "env": experiment.env_id,
         "env_options": experiment.env_options,
-        "env_params": _scalars(agent.env_params),
+        "env_params": scalars(agent.env_params),
         "hyperparameters": hyperparameters(agent),
         "settings": experiment.settings,
         "seeds": experiment.seeds,
@@ -200,7 +200,7 @@ def _value(kind: type | None, value: Any) -> Any:
     return float(value) if kind in (float, None) and value in ("inf", "-inf") else value
 
 
-def _scalars(env_params: Any) -> dict[str, Any]:
+def scalars(env_params: Any) -> dict[str, Any]:
     """The single numbers among environment parameters; 9.8 for the float32 nearest to 9.8."""
     values = {f.name: getattr(env_params, f.name) for f in dataclasses.fields(env_params)}
     arrays = {k: np.asarray(v) for k, v in values.items() if np.ndim(v) == 0}

@@ -1,5 +1,6 @@
 """The `jaxrl` command: bad input, folders it leaves alone, help and listings."""
 
+import runpy
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import pytest
 
 import agents
 import envs_jax
+import jaxrl
 from experiments.command.cli import main
 
 JAXRL = [sys.executable, "-m", "experiments.command.cli"]
@@ -391,3 +393,11 @@ def test_agents_are_listed_with_the_first_line_of_their_docstrings(capsys):
         first = (agents.get(name).__doc__ or "").splitlines()[0]
         assert agents.describe(name) == first
         assert first in shown
+
+
+def test_the_package_runs_as_its_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["jaxrl", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("jaxrl", run_name="__main__")
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"jaxrl {jaxrl.__version__}\n"

@@ -43,6 +43,8 @@ def test_a_recipe_is_the_best_setting_and_trains_it_again(sweep_folder, tmp_path
     assert float(agent.env_params.gravity) == pytest.approx(best["env.gravity"])
     assert experiment.recipe.source.startswith("the best of 8 settings of ")
     assert "gae_lambda" not in experiment.recipe.hyperparameters  # as it is by default
+    written = experiment.recipe.hyperparameters
+    assert written.get("env.gravity", 9.8) == best["env.gravity"]  # not the nearest float32
     again = assemble(Request("ppo", "CartPole-v1", ["gamma=0.5"], recipe=file, steps=512)).agent
     assert (again.gamma, again.total_steps, again.num_envs) == (0.5, 512, 4)
 
