@@ -86,7 +86,7 @@ class OnPolicy(Agent):
         return self.distribution(params, obs)
 
     def noise(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
-        """What its `sample_by` takes, for actions of shape (T, N, D); of A discrete ones, A is D."""
+        """What `sample_by` takes, for logits or means (T, N, D)."""
         return (Categorical if self.discrete else Normal).noise(key, shape)
 
     def estimate(
