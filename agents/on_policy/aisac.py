@@ -2,7 +2,7 @@
 2026), on behavioural policy optimisation (Papini, Manganini, Metelli & Restelli 2024,
 arXiv:2405.05630).
 
-Of the 2026 paper only the abstract could be read: networks and constants are ours. Ratios are those
+Of the 2026 paper only the abstract was at hand: networks and constants are ours. Ratios are those
 of single actions. They correct for which actions were taken, not for which states these led to: the
 gradient is that of the states visited, which `max_kl` and `defensive` keep near the policy's own.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,12 @@ from jax import lax
 from jaxrl import spaces
 from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
+from jaxrl.parts.active_sampling import DefensiveMixture, limited, moved, score, weighted_moments
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import clipped_adam, descend, linear_schedule
 from jaxrl.parts.returns import vtrace
 from jaxrl.parts.rollout import Transition
-
-HALVINGS = 8  # of the span in which `limited` looks for the share of a residual
-NARROWEST = 0.05  # deviation, in the policy's, that `weighted_moments` can give
 
 
 class AISAC(OnPolicy):
@@ -172,7 +170,7 @@ class AISAC(OnPolicy):
         ratio = jnp.exp(policy.log_prob(batch.action) - batch.log_prob)
         norm = jnp.linalg.norm(score(policy, batch.action), axis=-1)
         size = jnp.abs(batch.advantage) * norm  # pi times it is the best density, but for a factor
-        active = limited(policy, self.residual(params["active"], batch.obs), self.max_kl)
+        active: Any = limited(policy, self.residual(params["active"], batch.obs), self.max_kl)
         losses = {
             "critic": lambda critic: self.value_loss(critic, batch),
             "policy": lambda policy: self.policy_loss(policy, batch),
@@ -250,101 +248,3 @@ def repeat(
 
     (params, opt_state), values = lax.scan(update, (params, opt_state), length=times)
     return params, opt_state, values.mean()
-
-
-# Active importance sampling -------------------------------------------------------------------
-
-
-class DefensiveMixture(NamedTuple):
-    """q = b pi + (1 - b) beta: ratios pi / q are at most 1 / b.
-
-    >>> policy, active = Normal(jnp.zeros(1), jnp.zeros(1)), Normal(jnp.full(1, 9.0), jnp.zeros(1))
-    >>> action = jnp.zeros(1)
-    >>> float(policy.log_prob(action) - DefensiveMixture(policy, active, 0.1).log_prob(action))
-    2.303
-    """
-
-    policy: Categorical | Normal
-    active: Categorical | Normal
-    share: float | jax.Array  # of the policy, b
-
-    def sample_by(self, noise: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """The sample that a uniform number (...) and one policy's noise make."""
-        choice, noise = noise
-        own, other = self.policy.sample_by(noise), self.active.sample_by(noise)
-        return jnp.where(
-            (choice < self.share).reshape(*choice.shape, *[1] * (own.ndim - choice.ndim)),
-            own,
-            other,
-        )
-
-    def log_prob(self, action: jax.Array) -> jax.Array:
-        return jnp.logaddexp(
-            jnp.log(self.share) + self.policy.log_prob(action),
-            jnp.log1p(-self.share) + self.active.log_prob(action),
-        )
-
-
-def score(policy: Categorical | Normal, action: jax.Array) -> jax.Array:
-    """grad log pi(a|s) by the policy's outputs (..., K): logits, or mean and log-deviation.
-
-    >>> score(Normal(jnp.zeros(1), jnp.log(jnp.full(1, 2.0))), jnp.array([4.0])).tolist()
-    [1.0, 3.0]
-    >>> score(Categorical(jnp.zeros(2)), jnp.array(1)).tolist()
-    [-0.5, 0.5]
-    """
-    if isinstance(policy, Categorical):
-        chosen = jax.nn.one_hot(action, policy.logits.shape[-1], dtype=policy.logits.dtype)
-        return chosen - jax.nn.softmax(policy.logits)
-    z = (action - policy.mean) * jnp.exp(-policy.log_std)
-    return jnp.concatenate([z * jnp.exp(-policy.log_std), z**2 - 1], axis=-1)
-
-
-def moved(
-    policy: Categorical | Normal, residual: jax.Array, share: float | jax.Array = 1.0
-) -> Categorical | Normal:
-    """The policy moved by a share (..., 1) of a residual (..., K).
-
-    Of logits a summand, of a normal the shift of the mean in deviations and the logarithm of a
-    factor on the deviation.
-    """
-    if isinstance(policy, Categorical):
-        return Categorical(policy.logits + share * residual)
-    shift, widening = jnp.split(share * residual, 2, axis=-1)
-    mean = policy.mean + jnp.exp(policy.log_std) * shift
-    return Normal(mean, policy.log_std + widening)
-
-
-def limited(
-    policy: Categorical | Normal, residual: jax.Array, max_kl: float | jax.Array
-) -> Categorical | Normal:
-    """The policy moved by as much of a residual as keeps KL(moved, policy) within `max_kl` (...).
-
-    The divergence grows with the share, so that halving finds the share, from below.
-    """
-    none = jnp.zeros_like(policy.entropy())
-
-    def fits(share: jax.Array) -> jax.Array:
-        return moved(policy, residual, share[..., None]).kl(policy) <= max_kl
-
-    low, high = none, none + 1
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        inside = fits(middle)
-        low, high = jnp.where(inside, middle, low), jnp.where(inside, high, middle)
-    share = jnp.where(fits(none + 1), 1.0, low)
-    return moved(policy, residual, share[..., None])
-
-
-def weighted_moments(policy: Normal, action: jax.Array, weight: jax.Array) -> jax.Array:
-    """The residual (2 D,) of the weighted maximum likelihood of actions (B, D), weights (B,).
-
-    No residual where all weights are 0.
-    """
-    z = (action - policy.mean) * jnp.exp(-policy.log_std)
-    total = weight.sum()
-    share = weight[:, None] / jnp.where(total > 0, total, 1)
-    mean = (share * z).sum(axis=0)
-    std = jnp.sqrt((share * (z - mean) ** 2).sum(axis=0))
-    residual = jnp.concatenate([mean, jnp.log(jnp.maximum(std, NARROWEST))])
-    return jnp.where(total > 0, residual, 0)

@@ -179,9 +179,7 @@ class OnPolicy(Agent):
             done = steps.terminated | steps.truncated
             reward_scale = reward_scale.update(rewards, done, self.gamma)
             rewards = reward_scale.scale(rewards)
-        advantages, targets = self.estimate(
-            state.params, obs, steps, rewards, values, next_values
-        )
+        advantages, targets = self.estimate(state.params, obs, steps, rewards, values, next_values)
         log_prob = steps.extras["log_prob"]
         batch = Batch(obs, steps.action, log_prob, values, advantages, targets)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), reward_scale
