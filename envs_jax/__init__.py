@@ -17,7 +17,7 @@ from typing import Any
 
 from envs_jax.catalogue import REGISTERED, check_id, describe, list_envs, list_own, unknown
 
-__all__ = ["describe", "list_envs", "make", "options", "register"]
+__all__ = ["check", "describe", "list_envs", "make", "options", "register"]
 
 MOST = 10_000  # of an option that is a size
 _RESETS = ("fresh", "pool", "cached")
@@ -66,6 +66,20 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
         line = " ".join(str(error).split())[:150]
         raise ValueError(f"{id}: {changed} cannot be: {type(error).__name__}: {line}") from None
     return env, env.default_params
+
+
+def check(env: Any, env_params: Any) -> None:
+    """Whether agents can learn in an environment; the constructor of every agent asks the same.
+
+    Its methods and spaces are looked at, and a reset and a step traced: nothing is computed.
+
+    Raises:
+        ValueError, one line: what is missing or does not fit, and what to do; its `__cause__` is
+            what the environment's own code raised, if it did.
+    """
+    from jaxrl import environments, spaces
+
+    environments.check(env, env_params, f"environment {spaces.name_of(env)}")
 
 
 def register(id: str, make: Callable[..., Any]) -> None:

@@ -12,11 +12,12 @@ import enum
 import math
 import typing
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
 
-from jaxrl import spaces
+from jaxrl import environments, masks, spaces
 
 LARGEST = 2**31 - 1  # that static numbers are counted to
 TINY, HUGE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of numbers in single precision
@@ -179,6 +180,7 @@ class Agent:
     """
 
     name: ClassVar[str] = "agent"
+    takes_masks: ClassVar[bool] = False  # whether it heeds `jaxrl.Masked` observations
 
     env: Any = dataclasses.field(metadata={"static": True})
     env_params: Any = dataclasses.field(metadata={"static": False})
@@ -205,8 +207,11 @@ class Agent:
             if hyperparameter.type is float and isinstance(value, int):
                 # 1 for 1.0 must not make an integer of a traced number: that is another program.
                 object.__setattr__(self, hyperparameter.name, float(value))
-        spaces.require_env(self.env, self.env_params, self.name)
-        spaces.require_info(self.record, self.env, self.env_params, self.name)
+        environment = f"{self.name}: {spaces.name_of(self.env)}"
+        seen = environments.check(self.env, self.env_params, environment)
+        if seen.masked and not self.takes_masks:
+            raise ValueError(f"{environment} masks actions, and {self.name} would take any")
+        environments.require_info(self.record, seen, self.env, self.name)
         self.check()
         self._refuse_unused()
 
@@ -317,9 +322,14 @@ class Agent:
     def obs_space(self) -> Any:
         return self.env.observation_space(self.env_params)
 
-    def encode(self, obs: jax.Array) -> jax.Array:
+    @property
+    def masked(self) -> bool:
+        """Whether observations say which actions may be taken: whether they are `jaxrl.Masked`."""
+        return environments.interface(self.env, self.env_params).masked
+
+    def encode(self, obs: Any) -> Any:
         """Observations as numbers that networks take: one-hot where they are discrete."""
-        return spaces.encode(self.obs_space, obs)
+        return masks.map_obs(partial(spaces.encode, self.obs_space), obs)
 
     def env_action(self, action: jax.Array) -> jax.Array:
         """An action in the environment's own units: continuous ones clipped to [-1, 1], scaled."""

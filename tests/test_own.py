@@ -203,12 +203,15 @@ def test_installed_packages_declare_theirs(mine, capsys):
         ("ppo mine:make_nothing", "environment mine:make_nothing gives a int: it has to give"),
         (
             "ppo mine:Wide",
-            "a reset gives observations of shape (1,), and its observation_space says",
+            "gives observations of shape (1,) by a reset, and its observation_space says (2,)",
         ),
-        ("ppo mine:Changing", "state.time is int32[] after a reset and float32[] after a step"),
-        ("ppo mine:Losing", "mine:Losing: a step gives a state of other fields than a reset"),
-        ("ppo mine:Vector", "mine:Vector: reward has shape (1,), not ()"),
-        ("ppo mine:Four", "mine:Four cannot take a step: not enough values to unpack"),
+        ("ppo mine:Changing", "gives state.time as int32[] by a reset and as float32[] by a step"),
+        ("ppo mine:Losing", "mine:Losing gives a state of other fields by a step than by a reset"),
+        ("ppo mine:Vector", "mine:Vector gives a reward of shape (1,): it is one number"),
+        (
+            "ppo mine:Four",
+            "mine:Four fails in step_env(key, state, action, params): ValueError: not",
+        ),
         ("ppo mine:Walk env.limits=3", "unknown option 'limits'; did you mean limit?"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrl import spaces
 from jaxrl.training.hosts import to_numpy
 from jaxrl.training.members import shared_arrays
 
@@ -25,7 +26,7 @@ def identity(agents: Any, seeds: list[int]) -> dict[str, Any]:
     recorded = shared_arrays(agents)
     return fields | {
         "agent": agents.name,
-        "environment": agents.env.name,
+        "environment": spaces.name_of(agents.env),
         ENVIRONMENT: describe(agents.env),
         "environment parameters": checksum(agents.env_params),
         "recorded data": checksum(recorded) if recorded else None,
