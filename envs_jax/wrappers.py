@@ -1,6 +1,7 @@
 """Wrappers around gymnax environments: stable types, sticky actions, steps that are finite."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
+
+from jaxrl import masks
 
 
 def strong(tree: Any) -> Any:
@@ -40,17 +43,18 @@ def constructor_options(constructor: Any) -> dict[str, Any]:
 
 
 def finite(
-    obs: jax.Array, reward: jax.Array, terminated: jax.Array, info: dict[str, Any]
-) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+    obs: Any, reward: jax.Array, terminated: jax.Array, info: dict[str, Any]
+) -> tuple[Any, jax.Array, jax.Array, dict[str, Any]]:
     """A step as agents can learn from it, whatever the simulator returned.
 
     A step to an observation or a reward that is not finite ends its episode with reward 0, at an
     observation whose broken numbers are 0; `info["broken"]` is 1 there, else 0.
     """
-    sound = jnp.isfinite(obs)
+    sound = jnp.isfinite(masks.split(obs)[0])
     broken = ~(sound.all() & jnp.isfinite(reward))
     info = info | {"broken": broken.astype(jnp.float32)}
-    return jnp.where(sound, obs, 0), jnp.where(broken, 0, reward), terminated | broken, info
+    obs = masks.map_obs(lambda x: jnp.where(sound, x, 0), obs)
+    return obs, jnp.where(broken, 0, reward), terminated | broken, info
 
 
 class Typed(Environment):
@@ -121,8 +125,8 @@ class Typed(Environment):
     def state_space(self, params: Any) -> Any:
         return self._env.state_space(params)
 
-    def _observation(self, obs: Any) -> jax.Array:
-        return jnp.asarray(obs, self._dtype)
+    def _observation(self, obs: Any) -> Any:
+        return masks.map_obs(partial(jnp.asarray, dtype=self._dtype), obs)
 
 
 class TypedStep(Typed):

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import masks
+
 LARGEST_BOUND = 1e9  # a bound beyond it, such as the largest float, only says that there is none
 
 
@@ -31,9 +33,15 @@ def action_size(space: Any) -> int:
 # Actions ----------------------------------------------------------------------------------------
 
 
-def random_action(space: Any, key: jax.Array, num: int) -> jax.Array:
-    """`num` uniform actions; continuous ones over the whole box [-1, 1] (num, D)."""
+def random_action(space: Any, key: jax.Array, num: int, mask: jax.Array | None = None) -> jax.Array:
+    """`num` uniform actions; continuous ones over the whole box [-1, 1] (num, D).
+
+    Args:
+        mask: which discrete actions may be taken (num, A), if not all.
+    """
     size = action_size(space)
+    if mask is not None:
+        return masks.masked(jax.random.uniform(key, (num, size)), mask).argmax(-1)
     if is_discrete(space):
         return jax.random.randint(key, (num,), 0, size)
     return jax.random.uniform(key, (num, size), jnp.float32, minval=-1.0, maxval=1.0)

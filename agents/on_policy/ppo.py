@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import spaces
+from jaxrl import masks, spaces
 from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical, Normal
@@ -18,6 +18,8 @@ from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
 
 class PPO(OnPolicy):
     """Proximal Policy Optimization, with a clipped objective; discrete and continuous actions."""
+
+    takes_masks = True
 
     num_epochs: int = static(4, "[1, inf)", "passes over each rollout")
     num_minibatches: int = static(8, "[1, inf)", "gradient steps per pass; divides the batch")
@@ -62,12 +64,15 @@ class PPO(OnPolicy):
     def make_critic(self) -> Network:
         return self.make_network(1, output_scale=1.0)
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical | Normal:
+    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+        obs, mask = masks.split(obs)
         output = self.make_actor().apply(params["actor"], obs)
-        return Categorical(output) if self.discrete else Normal(output, params["log_std"])
+        if self.discrete:
+            return Categorical(masks.masked(output, mask))
+        return Normal(output, params["log_std"])
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_critic().apply(params["critic"], obs)[..., 0]
+    def value(self, params: Any, obs: Any) -> jax.Array:
+        return self.make_critic().apply(params["critic"], masks.split(obs)[0])[..., 0]
 
     def optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxrl import spaces
+from jaxrl import masks, spaces
 from jaxrl.agent import Tag, derive, static, traced
 from jaxrl.loops.q_lambda import Batch, QLambda
 from jaxrl.parts.losses import action_value
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import linear_schedule, permutation
 from jaxrl.parts.rollout import Actors
+from jaxrl.parts.trees import first_of
 
 
 class ABSState(NamedTuple):
@@ -127,8 +128,9 @@ class ABS(QLambda):
             output_norm=self.output_norm,
         )
 
-    def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_network().apply(params, obs)
+    def q_values(self, params: Any, obs: Any) -> jax.Array:
+        obs, mask = masks.split(obs)
+        return masks.masked(self.make_network().apply(params, obs), mask)
 
     def optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate
@@ -140,7 +142,8 @@ class ABS(QLambda):
 
     def init(self, key: jax.Array) -> ABSState:
         actors = self.reset_envs(key)
-        params = self.make_network().init(derive(key, Tag.INIT), self.encode(actors.obs[0]))
+        init_key, (obs, _) = derive(key, Tag.INIT), masks.split(first_of(actors.obs))
+        params = self.make_network().init(init_key, self.encode(obs))
         zero = jnp.zeros((), jnp.int32)
         return ABSState(
             key=key,
@@ -167,7 +170,8 @@ class ABS(QLambda):
         def measure(_):
             key = derive(state.key, Tag.MEASURE, t)
             size = min(self.divergence_states, self.num_envs * self.max_steps)
-            obs = batch.obs[jax.random.randint(key, (size,), 0, num_samples)]
+            rows = jax.random.randint(key, (size,), 0, num_samples)
+            obs = jax.tree.map(lambda x: x[rows], batch.obs)
             return divergence(self.q_values(state.params, obs), self.q_values(params, obs))
 
         reading = lax.cond(

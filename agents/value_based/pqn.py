@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxrl import spaces
+from jaxrl import masks, spaces
 from jaxrl.agent import Tag, derive, static, traced
 from jaxrl.loops.q_lambda import Batch, QLambda
 from jaxrl.parts.losses import action_value
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import descend, linear_schedule, minibatch_epochs
 from jaxrl.parts.rollout import Actors
+from jaxrl.parts.trees import first_of
 
 
 class PQNState(NamedTuple):
@@ -68,8 +69,9 @@ class PQN(QLambda):
             output_norm=self.output_norm,
         )
 
-    def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_network().apply(params, obs)
+    def q_values(self, params: Any, obs: Any) -> jax.Array:
+        obs, mask = masks.split(obs)
+        return masks.masked(self.make_network().apply(params, obs), mask)
 
     def optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate
@@ -81,7 +83,8 @@ class PQN(QLambda):
 
     def init(self, key: jax.Array) -> PQNState:
         actors = self.reset_envs(key)
-        params = self.make_network().init(derive(key, Tag.INIT), self.encode(actors.obs[0]))
+        init_key, (obs, _) = derive(key, Tag.INIT), masks.split(first_of(actors.obs))
+        params = self.make_network().init(init_key, self.encode(obs))
         return PQNState(key, params, self.optimizer(0.0).init(params), actors)
 
     # Update -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class Actors(NamedTuple):
 
     Attributes:
         env_state: states, leading axis N.
-        obs: current observations (N, ...).
+        obs: current observations (N, ...), an array or `Masked`.
         episode_return, episode_length: of the episodes under way (N,).
         starts: (obs, env_state) that finished environments go back to: with cached resets each
             one's own first (N, ...), with pooled ones the pool (pool_size, ...), else None.
@@ -34,7 +34,7 @@ class Actors(NamedTuple):
     """
 
     env_state: Any
-    obs: jax.Array
+    obs: Any
     episode_return: jax.Array
     episode_length: jax.Array
     starts: Any
@@ -55,12 +55,12 @@ class Transition(NamedTuple):
         info: the recorded entries of the environment's `info`, name -> (T, N), float32.
     """
 
-    obs: jax.Array
+    obs: Any
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
-    final_obs: jax.Array
+    final_obs: Any
     extras: Any
     info: dict[str, jax.Array] = {}  # noqa: RUF012  (never changed in place)
 
