@@ -21,6 +21,8 @@ __all__ = ["check", "describe", "list_envs", "make", "options", "register"]
 
 MOST = 10_000  # of an option that is a size
 _RESETS = ("fresh", "pool", "cached")
+# Options of every suite that `envs_jax.preprocessing` carries out, and what changes nothing.
+_CHANGES: dict[str, Any] = {"action_repeat": 1, "clip_reward": 0.0, "frame_stack": 1}
 
 
 def make(id: str, **options: Any) -> tuple[Any, Any]:
@@ -33,7 +35,10 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
     default; "pool": from `pool_size` (16) resets that every iteration draws anew, in whole or in
     part, the default of the physics suites, whose resets are slow; "cached": back to the
     environment's own first state); `end_broken`: a step to an observation or a reward that is not
-    finite ends its episode, with reward 0 (the physics suites' default).
+    finite ends its episode, with reward 0 (the physics suites' default); `action_repeat` (1): take
+    each action so many times, and add up the rewards; `clip_reward` (0: not at all): clip rewards
+    to plus and minus that (`episode_unclipped_reward` then says what they were); `frame_stack` (1):
+    observe so many frames at once, along the last axis.
     gymnax: `sticky` (0.0), the probability of repeating the last action (discrete actions only).
     brax: `backend` ("spring", "generalized", "positional" or "mjx"). playground: `impl` ("jax"
     or "warp"). gymnax and brax also take the arguments of the environment's own constructor,
@@ -59,7 +64,7 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
         raise ValueError(f"{id}: pool_size={size} is not a whole number from 1 to {2**31 - 1:,}")
     changed = {name: x for name, x in options.items() if x != defaults[name]}
     try:
-        env = _build(module.build, id, tuple(sorted(filled.items())), bool(changed))
+        env = _build(module, id, tuple(sorted(filled.items())), bool(changed))
     except ValueError:
         raise
     except Exception as error:  # whatever a constructor or a first reset makes of its options
@@ -127,7 +132,7 @@ def _suite(id: str) -> tuple[Any, dict[str, Any]]:
     else:
         check_id(id)
         module = importlib.import_module(f"envs_jax.{_MODULES[suite]}")
-    return module, module.options(suite, name)
+    return module, _CHANGES | module.options(suite, name)
 
 
 _MODULES = {
@@ -139,13 +144,22 @@ _MODULES = {
 
 
 @cache
-def _build(build: Any, id: str, options: tuple[tuple[str, Any], ...], try_out: bool) -> Any:
+def _build(module: Any, id: str, options: tuple[tuple[str, Any], ...], try_out: bool) -> Any:
     settings = dict(options)
     own = {name: settings.pop(name) for name in ("resets", "pool_size", "end_broken")}
     suite, _, name = id.rpartition("/")
-    env = build(suite, name, **settings)
+    changes = {
+        option: settings.pop(option)
+        for option in _CHANGES
+        if option not in module.options(suite, name)  # else it is the environment's own
+    }
+    env = module.build(suite, name, **settings)
     for name_of_option, value in own.items():
         setattr(env, name_of_option, value)
+    if any(value != _CHANGES[option] for option, value in changes.items()):
+        from envs_jax.preprocessing import preprocessed
+
+        env = preprocessed(env, **{**_CHANGES, **changes})
     if try_out:
         _try_out(env)
     return env

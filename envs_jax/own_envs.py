@@ -8,6 +8,7 @@ from typing import Any
 from gymnax.environments.environment import Environment
 
 from envs_jax.catalogue import REGISTERED, installed
+from envs_jax.preprocessing import Flat
 from envs_jax.wrappers import Typed, TypedStep, constructor_options, overrides_step
 from jaxrl import environments, imports
 
@@ -27,6 +28,8 @@ def build(suite: str, name: str, **settings: Any) -> Typed:
             f"environment {id} gives a {type(env).__name__}: it has to give an instance of a "
             "subclass of gymnax.environments.environment.Environment"
         )
+    if hasattr(env.observation_space(env.default_params), "spaces"):
+        env = Flat(env)
     typed = (TypedStep if overrides_step(env) else Typed)(env, id)
     environments.check(typed, typed.default_params, f"environment {id}")
     return typed

@@ -1,7 +1,6 @@
 """Wrappers around gymnax environments: stable types, sticky actions, steps that are finite."""
 
 import inspect
-from functools import partial
 from typing import Any
 
 import jax
@@ -60,9 +59,10 @@ def finite(
 class Typed(Environment):
     """A gymnax environment as agents expect it; the outermost wrapper of what `make` returns.
 
-    Observations are float32 (discrete ones int32; agents make one-hot vectors of them), rewards
-    are float32, and states have the same types after a reset as after a step. Keys and dynamics
-    are the inner environment's own.
+    Observations are float32 (discrete ones int32, of which agents make one-hot vectors; bytes stay
+    bytes, which agents scale to [0, 1] where networks take them), rewards are float32, and states
+    have the same types after a reset as after a step. Keys and dynamics are the inner
+    environment's own.
     """
 
     resets = "fresh"
@@ -120,13 +120,18 @@ class Typed(Environment):
         space = self._env.observation_space(params)
         if isinstance(space, spaces.Discrete):
             return space
-        return spaces.Box(space.low, space.high, space.shape, jnp.float32)
+        kept = jnp.uint8 if space.dtype == jnp.uint8 else jnp.float32
+        return spaces.Box(space.low, space.high, space.shape, kept)
 
     def state_space(self, params: Any) -> Any:
         return self._env.state_space(params)
 
     def _observation(self, obs: Any) -> Any:
-        return masks.map_obs(partial(jnp.asarray, dtype=self._dtype), obs)
+        return masks.map_obs(self._converted, obs)
+
+    def _converted(self, obs: Any) -> jax.Array:
+        is_bytes = getattr(obs, "dtype", None) == jnp.uint8
+        return jnp.asarray(obs, jnp.uint8 if is_bytes else self._dtype)
 
 
 class TypedStep(Typed):

@@ -122,7 +122,7 @@ BAD_INPUT = [
     ("train ppo brax/ant env.episode_length=-5", "brax/ant: unknown option 'episode_length';"),
     ("train ppo brax/ant env.episode_length=1e20", "brax/ant: unknown option 'episode_length';"),
     ("train ppo brax/ant env.healthy_z_range=3", "brax/ant: healthy_z_range=3 is not a word"),
-    ("train ppo brax/ant env.nothing=3", "brax/ant: unknown option 'nothing'; known: backend,"),
+    ("train ppo brax/ant env.nothing=3", "brax/ant: unknown option 'nothing'; known: action_repeat,"),
     ("train ppo brax/ant env.", "'env.' is not of the form key=value"),
     ("train ppo brax/ant env.=3", "brax/ant: unknown option ''; known: backend,"),
     ("train ppo brax/ant =3", "'=3' is not of the form key=value"),
