@@ -20,6 +20,7 @@ import jax
 from jaxrl import environments, masks, spaces
 
 LARGEST = 2**31 - 1  # that static numbers are counted to
+OWN = "module:NAME"  # among accepted words: what the user's own code holds
 TINY, HUGE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of numbers in single precision
 
 Interval = str
@@ -61,7 +62,8 @@ def traced(default: Any, valid: Valid, doc: str) -> Any:
 def static(default: Any, valid: Valid, doc: str) -> Any:
     """Declare a hyper-parameter that is part of the program's identity.
 
-    `valid` is an interval for numbers and tuples of numbers, or a tuple of accepted strings.
+    `valid` is an interval for numbers and tuples of numbers, or a tuple of accepted strings; with
+    `OWN` among them also module:NAME, and in Python what that means.
     """
     return dataclasses.field(default=default, metadata={"static": True, "valid": valid, "doc": doc})
 
@@ -141,7 +143,8 @@ class Hyperparameter:
                     f"{owner}: {self.name}={value!r} is no number in single precision, which "
                     f"reaches from {TINY:.3g} to {HUGE:.3g}"
                 )
-            if isinstance(self.valid, tuple) and item not in self.valid:
+            is_own = isinstance(item, str) and ":" in item and OWN in (self.valid or ())
+            if isinstance(self.valid, tuple) and item not in self.valid and not is_own:
                 choices = ", ".join(self.valid)
                 raise ValueError(f"{owner}: {self.name}={value!r} is not one of {choices}")
             if isinstance(self.valid, str) and not _inside(item, self.valid):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxrl import spaces
+from jaxrl.imports import name_of
 from jaxrl.training.hosts import to_numpy
 from jaxrl.training.members import shared_arrays
 
@@ -21,7 +22,7 @@ def identity(agents: Any, seeds: list[int]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for h in agents.hyperparameters():
         value = getattr(agents, h.name)
-        fields[h.name] = np.asarray(value).tolist() if h.kind == "traced" else value
+        fields[h.name] = np.asarray(value).tolist() if h.kind == "traced" else name_of(value)
     del fields["total_steps"]
     recorded = shared_arrays(agents)
     return fields | {
