@@ -8,6 +8,7 @@ the key sweeps seeds, and a sharding spreads both over devices.
 import importlib.metadata
 
 from jaxrl.agent import Agent, Tag, derive, shared, static, traced
+from jaxrl.masks import Masked
 from jaxrl.training import hosts, sinks
 from jaxrl.training.callbacks import Callback, Progress
 from jaxrl.training.checkpoint import Checkpoints
@@ -29,6 +30,7 @@ __all__ = [
     "History",
     "Lin",
     "Log",
+    "Masked",
     "Population",
     "Progress",
     "Run",

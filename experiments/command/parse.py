@@ -96,7 +96,7 @@ def axis(
     from jaxrl.training.search import Lin, Log
 
     form, *ends = text.split(":")
-    if not ends:
+    if not ends or kind is str:  # a word may be module:NAME
         values = [convert(name, word, kind) for word in text.split(",") if word]
         if not values:
             raise ValueError(f"{name}={text}: the grid is empty")

@@ -17,6 +17,11 @@ def nbytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def first_of(tree: Any) -> Any:
+    """The first of the rows that a pytree of arrays holds."""
+    return jax.tree.map(lambda x: x[0], tree)
+
+
 def strong(tree: Any) -> Any:
     """The same arrays without weak types, which a scan's carry must not have."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
