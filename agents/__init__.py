@@ -13,6 +13,8 @@ from pathlib import Path
 
 AGENTS = {
     "ppo": "on_policy.ppo:PPO",
+    "a2c": "on_policy.a2c:A2C",
+    "aisac": "on_policy.aisac:AISAC",
     "pqn": "value_based.pqn:PQN",
     "abs": "value_based.abs:ABS",
     "dqn": "value_based.dqn:DQN",

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     Attributes:
         obs: normalised, where the agent normalises.
         log_prob, value: of the policy and critic that collected.
-        advantage: by GAE; target: of the critic, advantage + value.
+        advantage: by GAE, unless `estimate` says otherwise; target: of the critic.
     """
 
     obs: Any
@@ -80,6 +80,30 @@ class OnPolicy(Agent):
         """Learn from a rollout: new parameters, optimiser state and scalar metrics."""
         raise NotImplementedError
 
+    # What a subclass changes that collects by another policy than the one it improves ---------
+
+    def behaviour(self, params: Any, obs: jax.Array) -> Any:
+        """The policy that collects, at normalised observations: `sample_by` and `log_prob`."""
+        return self.distribution(params, obs)
+
+    def noise(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
+        """What `sample_by` takes, for logits or means (T, N, D)."""
+        return (Categorical if self.discrete else Normal).noise(key, shape)
+
+    def estimate(
+        self,
+        params: Any,
+        obs: jax.Array,
+        steps: Transition,
+        rewards: jax.Array,
+        values: jax.Array,
+        next_values: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Advantages and the critic's targets (T, N); `obs` and `rewards` are normalised."""
+        ended = steps.terminated, steps.truncated
+        advantages = gae(rewards, values, next_values, *ended, self.gamma, self.gae_lambda)
+        return advantages, advantages + values
+
     # The loop ---------------------------------------------------------------------------------
 
     @property
@@ -106,12 +130,11 @@ class OnPolicy(Agent):
         moments = state.obs_moments
 
         def noise(key, num_steps):
-            kind = Categorical if self.discrete else Normal
             size = spaces.action_size(self.action_space)
-            return kind.noise(key, (num_steps, self.num_envs, size))
+            return self.noise(key, (num_steps, self.num_envs, size))
 
         def act(obs, noise):
-            dist = self.distribution(state.params, self.normalize(moments, obs))
+            dist = self.behaviour(state.params, self.normalize(moments, obs))
             action = dist.sample_by(noise)
             return action, self.env_action(action), {"log_prob": dist.log_prob(action)}
 
@@ -144,7 +167,7 @@ class OnPolicy(Agent):
     def advantages(
         self, state: OnPolicyState, steps: Transition, last_obs: Any
     ) -> tuple[Batch, RewardScale]:
-        """The rollout with GAE's advantages, flattened; and the scale of rewards with it in."""
+        """The rollout with its advantages, flattened; and the scale of rewards with it in."""
 
         def value_fn(obs):
             return self.value(state.params, self.normalize(state.obs_moments, obs))
@@ -158,9 +181,9 @@ class OnPolicy(Agent):
             done = steps.terminated | steps.truncated
             reward_scale = reward_scale.update(rewards, done, self.gamma)
             rewards = reward_scale.scale(rewards)
-        advantages = gae(rewards, values, next_values, *ended, self.gamma, self.gae_lambda)
+        advantages, targets = self.estimate(state.params, obs, steps, rewards, values, next_values)
         log_prob = steps.extras["log_prob"]
-        batch = Batch(obs, steps.action, log_prob, values, advantages, advantages + values)
+        batch = Batch(obs, steps.action, log_prob, values, advantages, targets)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), reward_scale
 
     def normalize(self, moments: RunningMoments, obs: Any) -> Any:

@@ -44,6 +44,49 @@ def gae(
     return jax.lax.scan(backward, jnp.zeros_like(deltas[0]), (deltas, decays), reverse=True)[1]
 
 
+def vtrace(
+    rewards: jax.Array,
+    values: jax.Array,
+    next_values: jax.Array,
+    ratios: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: float | jax.Array,
+    lam: float | jax.Array,
+    max_ratio: float | jax.Array = 1.0,
+    max_trace: float | jax.Array = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """V-trace (Espeholt et al. 2018, arXiv:1802.01561, eq. 1, remark 2): advantages and errors.
+
+    Steps were taken by another policy q; `ratios` are pi(a_t|s_t) / q(a_t|s_t). With the temporal
+    difference delta_t as in `gae`,
+
+    E_t = min(max_ratio, ratio_t) delta_t
+          + gamma lam min(max_trace, ratio_t) (1 - done_t) E_{t+1}      errors: targets are V + E
+    A_t = delta_t + gamma lam (1 - done_t) E_{t+1}                      advantages of the a_t taken
+
+    Both have shape (T, ...). An advantage corrects for the actions after its own; its own is the
+    gradient's to weigh. V becomes that of pi where no ratio is above `max_ratio`; `max_trace`
+    changes how fast, not what. With ratios of 1 both are `gae`.
+
+    >>> ones, no = jnp.ones(3), jnp.zeros(3, bool)
+    >>> ratios = jnp.array([4.0, 0.5, 1.0])
+    >>> [x.tolist() for x in vtrace(ones, 0 * ones, 0 * ones, ratios, no, no, gamma=0.5, lam=1.0)]
+    [[1.375, 1.5, 1.0], [1.375, 0.75, 1.0]]
+    """
+    deltas = rewards + _after(terminated, gamma * next_values) - values
+    decays = gamma * lam * (1 - (terminated | truncated))
+
+    def backward(error, row):
+        delta, decay, ratio = row
+        future = jnp.where(decay == 0, 0, decay * error)
+        error = jnp.minimum(max_ratio, ratio) * delta + jnp.minimum(max_trace, ratio) * future
+        return error, (delta + future, error)
+
+    rows = (deltas, decays, ratios)
+    return jax.lax.scan(backward, jnp.zeros_like(deltas[0]), rows, reverse=True)[1]
+
+
 def lambda_returns(
     rewards: jax.Array,
     next_values: jax.Array,
