@@ -13,6 +13,7 @@ from pathlib import Path
 
 AGENTS = {
     "ppo": "on_policy.ppo:PPO",
+    "reppo": "on_policy.reppo:RePPO",
     "pqn": "value_based.pqn:PQN",
     "abs": "value_based.abs:ABS",
     "dqn": "value_based.dqn:DQN",
