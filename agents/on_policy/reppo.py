@@ -57,29 +57,27 @@ class RePPO(OnPolicy):
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
 
-    def make_network(self, output_scale: float) -> Network:
-        """A number for every action."""
+    def make_network(self) -> Network:
+        """A number for every action.
+
+        The last layer is small: the first policy is near uniform, and a fresh critic prefers no
+        action. Advantages compare one return with the Q of other actions: what tells these apart by
+        chance would be learnt.
+        """
         return Network(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             conv_features=16 if self.network == "cnn" else 0,
-            output_scale=output_scale,
+            output_scale=0.01,
         )
 
-    def make_actor(self) -> Network:
-        """Its last layer is small, so that it is near uniform at first."""
-        return self.make_network(output_scale=0.01)
-
-    def make_critic(self) -> Network:
-        return self.make_network(output_scale=1.0)
-
     def distribution(self, params: Any, obs: jax.Array) -> Categorical:
-        return Categorical(self.make_actor().apply(params["actor"], obs))
+        return Categorical(self.make_network().apply(params["actor"], obs))
 
     def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_critic().apply(params["critic"], obs)
+        return self.make_network().apply(params["critic"], obs)
 
     def value(self, params: Any, obs: jax.Array) -> jax.Array:
         """V = sum_a pi(a|s) Q(s, a)."""
@@ -96,8 +94,8 @@ class RePPO(OnPolicy):
     def init_params(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
         actor_key, critic_key = jax.random.split(key)
         return {
-            "actor": self.make_actor().init(actor_key, obs),
-            "critic": self.make_critic().init(critic_key, obs),
+            "actor": self.make_network().init(actor_key, obs),
+            "critic": self.make_network().init(critic_key, obs),
         }
 
     def init_optimizer(self, params: Any) -> Any:
