@@ -15,6 +15,7 @@ AGENTS = {
     "ppo": "on_policy.ppo:PPO",
     "a2c": "on_policy.a2c:A2C",
     "aisac": "on_policy.aisac:AISAC",
+    "reppo": "on_policy.reppo:RePPO",
     "pqn": "value_based.pqn:PQN",
     "abs": "value_based.abs:ABS",
     "dqn": "value_based.dqn:DQN",

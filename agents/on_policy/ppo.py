@@ -12,6 +12,7 @@ from jaxrl import masks, spaces
 from jaxrl.agent import OWN, static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical, Normal
+from jaxrl.parts.losses import keep_probability, kept_by_noise
 from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
 
@@ -26,6 +27,14 @@ class PPO(OnPolicy):
     learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size at the start")
     learning_rate_end: float = traced(0.0, "[0, inf)", "its fraction left at the end (linear)")
     clip_range: float = traced(0.2, "(0, inf)", "the probability ratio stays within 1 +- this")
+    clip_rule: str = static(
+        "hard",
+        ("hard", "noise", "decay"),
+        "beyond the clip range: no gradient; all of it, at random; or as much as that in the mean",
+    )
+    clip_noise: float = traced(
+        0.2, "[0, 1)", "a step is kept if its ratio x U(1 +- this) is within the clip range"
+    )
     value_clip_range: float = traced(0.2, "(0, inf]", "a value moves by at most this; inf: freely")
     entropy_coef: float = traced(0.01, "[0, inf)", "weight of the entropy bonus")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
@@ -49,6 +58,12 @@ class PPO(OnPolicy):
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
         require_body(self.network, self.obs_shape, self.name)
+
+    def unused(self) -> dict[str, str]:
+        why = super().unused()
+        if self.clip_rule == "hard":
+            why["clip_noise"] = "with clip_rule=hard"
+        return why
 
     def make_network(self, outputs: int, output_scale: float) -> Network:
         return Network(
@@ -106,18 +121,26 @@ class PPO(OnPolicy):
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
         optimizer = self.optimizer(progress)
 
-        def update(carry, minibatch):
+        def update(carry, minibatch, *noise_key):
             params, opt_state = carry
-            grads, metrics = jax.grad(self.loss, has_aux=True)(params, minibatch)
+            grads, metrics = jax.grad(self.loss, has_aux=True)(params, minibatch, *noise_key)
             updates, opt_state = optimizer.update(grads, opt_state)
             return (optax.apply_updates(params, updates), opt_state), metrics
 
         (params, opt_state), metrics = minibatch_epochs(
-            key, update, (params, opt_state), batch, self.num_epochs, self.num_minibatches
+            key,
+            update,
+            (params, opt_state),
+            batch,
+            self.num_epochs,
+            self.num_minibatches,
+            keyed=self.clip_rule == "noise",
         )
         return params, opt_state, jax.tree.map(jnp.mean, metrics)
 
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Any, batch: Batch, noise_key: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Clipped surrogate - entropy bonus + clipped value loss (eqs. 7 and 9)."""
         dist = self.distribution(params, batch.obs)
         log_ratio = dist.log_prob(batch.action) - batch.log_prob
@@ -125,7 +148,13 @@ class PPO(OnPolicy):
         clipped_ratio = jnp.clip(ratio, 1 - self.clip_range, 1 + self.clip_range)
         advantage = batch.advantage - batch.advantage.mean()
         advantage /= batch.advantage.std() + 1e-8
-        policy_loss = -jnp.minimum(ratio * advantage, clipped_ratio * advantage).mean()
+        surrogate = jnp.minimum(ratio * advantage, clipped_ratio * advantage)
+        of_rule: dict[str, jax.Array] = {}
+        if self.clip_rule != "hard":
+            kept = self.kept(ratio, advantage, noise_key)
+            surrogate += kept * (ratio - clipped_ratio) * advantage
+            of_rule["kept_fraction"] = kept.mean()
+        policy_loss = -surrogate.mean()
 
         value = self.value(params, batch.obs)
         limit = self.value_clip_range
@@ -141,4 +170,17 @@ class PPO(OnPolicy):
             "entropy": entropy,
             "approx_kl": (ratio - 1 - log_ratio).mean(),  # Schulman 2020's k3 estimator
             "clip_fraction": (jnp.abs(ratio - 1) > self.clip_range).mean(),
+            **of_rule,
         }
+
+    def kept(
+        self, ratio: jax.Array, advantage: jax.Array, noise_key: jax.Array | None
+    ) -> jax.Array:
+        """The share of a step's gradient that stays although the hard rule would cut it.
+
+        Drawn with a key, else its expectation.
+        """
+        limits = self.clip_range, self.clip_range, self.clip_noise
+        if noise_key is None:
+            return keep_probability(ratio, advantage, *limits)
+        return kept_by_noise(noise_key, ratio, advantage, *limits)

@@ -9,7 +9,17 @@ if TYPE_CHECKING:
     from experiments.studies.study import Study
 
 # Modules of this folder, in the order of the page of results; each has its study as `STUDY`.
-STUDIES = ("recipes", "two_peaks", "brax_sac", "offline", "abs_lengths", "active_sampling", "speed")
+STUDIES = (
+    "recipes",
+    "two_peaks",
+    "brax_sac",
+    "offline",
+    "abs_lengths",
+    "active_sampling",
+    "noisy_clip",
+    "retry",
+    "speed",
+)
 
 
 def get(name: str) -> Study:
