@@ -13,6 +13,8 @@ from pathlib import Path
 
 AGENTS = {
     "ppo": "on_policy.ppo:PPO",
+    "trpo": "on_policy.trpo:TRPO",
+    "secondorder": "on_policy.secondorder:SecondOrder",
     "pqn": "value_based.pqn:PQN",
     "abs": "value_based.abs:ABS",
     "dqn": "value_based.dqn:DQN",

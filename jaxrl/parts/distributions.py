@@ -42,6 +42,16 @@ class Categorical(NamedTuple):
         log_probs = jax.nn.log_softmax(self.logits)
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
+    def kl(self, other: Categorical) -> jax.Array:
+        """KL(self || other) (...).
+
+        >>> uniform = Categorical(jnp.zeros(2))
+        >>> float(uniform.kl(Categorical(jnp.log(jnp.array([0.25, 0.75])))))
+        0.144
+        """
+        log_probs, others = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
+        return jnp.sum(jnp.exp(log_probs) * (log_probs - others), axis=-1)
+
 
 def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> jax.Array:
     """Greedy actions for q (..., A), each replaced by a uniform one with probability epsilon."""
@@ -116,6 +126,16 @@ class Normal(NamedTuple):
     def entropy(self) -> jax.Array:
         per_dim = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
         return jnp.sum(jnp.broadcast_to(per_dim, self.mean.shape), axis=-1)
+
+    def kl(self, other: Normal) -> jax.Array:
+        """KL(self || other) (...).
+
+        >>> float(Normal(jnp.zeros(2), jnp.zeros(2)).kl(Normal(jnp.ones(2), jnp.zeros(2))))
+        1.0
+        """
+        log_ratio = self.log_std - other.log_std
+        distance = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        return 0.5 * jnp.sum(jnp.expm1(2 * log_ratio) - 2 * log_ratio + distance**2, axis=-1)
 
 
 class TanhNormal(NamedTuple):
