@@ -6,10 +6,10 @@ With d(s) the discounted occupancy and W = d pi, the Hessian of the return is A1
 
 A critic that learns faster than the actor makes dQ a matter of the slow time scale, and H12 is
 dropped. A1 + A2 is then the Hessian of the surrogate E[pi / pi_old Q], whose products with vectors
-cost two gradients; Q may be the advantage there, which changes nothing (E[A1 + A2] of a constant is
-0). ACGN1 takes A1 + A2, which is indefinite: conjugate gradients stop at negative curvature. ACGN2
-takes A2 alone, which needs Q >= 0 to be negative semi-definite (where log pi is concave; of a softmax
-it is minus the Fisher matrix weighted by Q): the least Q of the rollout counts as 0.
+cost two gradients; Q may be the advantage there, which changes nothing (A1 + A2 of a constant is 0).
+ACGN1 takes A1 + A2, which is indefinite: conjugate gradients stop at negative curvature. ACGN2 takes
+A2 alone, which needs Q >= 0 to be negative semi-definite (where log pi is concave; of a softmax it is
+minus the Fisher matrix weighted by Q): the least Q of the rollout counts as 0.
 
 No code was published with the paper. Damping, the trust region and the number of critic steps are
 choices of this one."""

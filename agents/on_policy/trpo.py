@@ -1,9 +1,10 @@
 """TRPO: Trust Region Policy Optimization (Schulman, Levine, Moritz, Jordan & Abbeel 2015,
 arXiv:1502.05477).
 
-As the authors' released code: the step is scaled so that its quadratic model of the KL divergence is
-`max_kl`, and shrunk until the real mean KL divergence over the rollout is at most that, and the
-surrogate has risen; the critic is fitted by gradient steps of its own."""
+As the authors' released code: the step is scaled so that its quadratic model of the KL divergence
+is `max_kl`, and shrunk until the real mean KL divergence over the rollout is at most that, and the
+surrogate has risen; the critic is fitted by gradient steps of its own.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +118,7 @@ class TRPO(OnPolicy):
         def distribution(policy: Any, obs: jax.Array) -> Categorical | Normal:
             return self.distribution({"policy": policy}, obs)
 
-        old = distribution(policy, batch.obs)
+        old: Any = distribution(policy, batch.obs)
 
         def surrogate(policy: Any) -> jax.Array:
             log_prob = distribution(policy, batch.obs).log_prob(batch.action)

@@ -33,9 +33,12 @@ def trpo(env, iterations=100, **changes):
 def rollout_of(agent, size=32):
     """Random observations and advantages; actions and their log-probability from the policy."""
     params = agent.init_params(KEY, jnp.ones(1))
+
     # Away from the start, where its last layer is nearly 0.
-    params["policy"] = jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size).reshape(x.shape)),
-                                    params["policy"])  # fmt: skip
+    def moved(x):
+        return x + 0.3 * jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+
+    params["policy"] = jax.tree.map(moved, params["policy"])
     rng = np.random.default_rng(0)
     obs = jnp.asarray(rng.normal(size=(size, 1)), jnp.float32)
     dist = agent.distribution(params, obs)
@@ -45,7 +48,7 @@ def rollout_of(agent, size=32):
 
 
 def fisher_matrix(agent, policy, obs):
-    """E over states of E over actions of the outer product of d log pi; the latter by quadrature."""
+    """The mean outer product of d log pi: over states, and by quadrature over actions."""
     flat, unravel = ravel_pytree(policy)
 
     def dist(flat, obs):
