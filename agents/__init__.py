@@ -13,6 +13,7 @@ from pathlib import Path
 
 AGENTS = {
     "ppo": "on_policy.ppo:PPO",
+    "recurrentppo": "on_policy.recurrentppo:RecurrentPPO",
     "trpo": "on_policy.trpo:TRPO",
     "secondorder": "on_policy.secondorder:SecondOrder",
     "pqn": "value_based.pqn:PQN",

@@ -6,10 +6,10 @@ With d(s) the discounted occupancy and W = d pi, the Hessian of the return is A1
 
 A critic that learns faster than the actor makes dQ a matter of the slow time scale, and H12 is
 dropped. A1 + A2 is then the Hessian of the surrogate E[pi / pi_old Q], whose products with vectors
-cost two gradients; Q may be the advantage there, which changes nothing (A1 + A2 of a constant is 0).
-ACGN1 takes A1 + A2, which is indefinite: conjugate gradients stop at negative curvature. ACGN2 takes
-A2 alone, which needs Q >= 0 to be negative semi-definite (where log pi is concave; of a softmax it is
-minus the Fisher matrix weighted by Q): the least Q of the rollout counts as 0.
+cost two gradients; Q may be the advantage there, which changes nothing: A1 + A2 of a constant is 0.
+ACGN1 takes A1 + A2, which is indefinite: conjugate gradients stop at negative curvature. ACGN2
+takes A2 alone, which needs Q >= 0 to be negative semi-definite (where log pi is concave; of a
+softmax it is minus the Fisher matrix weighted by Q): the least Q of the rollout counts as 0.
 
 No code was published with the paper. Damping, the trust region and the number of critic steps are
 choices of this one."""
@@ -39,9 +39,7 @@ class SecondOrder(OnPolicy):
         "surrogate", ("surrogate", "log_prob"), "Hessian of: the surrogate (ACGN1), Q log pi (2)"
     )
     actor_learning_rate: float = traced(1.0, "(0, inf)", "share of the Newton step at the start")
-    actor_learning_rate_end: float = traced(
-        1.0, "[0, inf)", "its fraction left at the end (linear)"
-    )
+    actor_learning_rate_end: float = traced(1.0, "[0, inf)", "its fraction at the end (linear)")
     damping: float = traced(0.1, "[0, inf)", "times the identity, added to minus the Hessian")
     cg_iterations: int = static(10, "[1, inf)", "Hessian-vector products per update, at most")
     max_kl: float = traced(0.01, "(0, inf]", "a step's quadratic KL divergence is at most this")
