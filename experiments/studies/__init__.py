@@ -15,6 +15,7 @@ STUDIES = (
     "brax_sac",
     "offline",
     "abs_lengths",
+    "second_order",
     "active_sampling",
     "noisy_clip",
     "retry",

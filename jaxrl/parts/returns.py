@@ -168,7 +168,7 @@ def bootstrap_values(
     value of `final_obs` (T, N, ...) needed: one pass of `value_fn` over one row per environment
     for each truncation an environment had in this rollout, so none at all in most rollouts.
     `last_obs` (N, ...) follows the last row, which is row `length - 1` where `length` is given.
-    Observations may be pytrees of arrays.
+    Both may be pytrees: what `value_fn` takes, such as an observation with a memory.
 
     >>> values, final_obs = jnp.array([[1.0], [2.0]]), jnp.array([[7.0], [8.0]])
     >>> no, cut = jnp.array([[False], [False]]), jnp.array([[True], [False]])

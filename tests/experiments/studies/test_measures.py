@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.studies import abs_lengths, two_peaks
+from experiments.studies import curves, second_order, two_peaks
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.3, 1.0])
@@ -27,8 +27,14 @@ def test_distance_to_the_boltzmann_density(temperature):
 def test_curves_are_means_over_equal_spans_of_steps():
     steps = np.array([[1.0, 2.0, 39.0, 40.0, np.nan], [10.5, np.nan, np.nan, np.nan, np.nan]])
     values = np.array([[1.0, 3.0, np.nan, 5.0, 9.0], [7.0, 1.0, 1.0, 1.0, 1.0]])
-    binned = abs_lengths.binned(steps, values, total=80)
-    assert binned.shape == (2, abs_lengths.BINS)
+    binned = curves.binned(steps, values, total=80)
+    assert binned.shape == (2, curves.BINS)
     assert binned[0, [0, 1, 20]].tolist() == [1.0, 3.0, 5.0]  # spans of 2 steps
     assert binned[1, 5] == 7.0
     assert np.isfinite(binned).sum() == 4
+
+
+def test_first_span_at_the_threshold():
+    returns = np.array([np.nan, 1.0, 5.0, 3.0])
+    assert second_order.first(returns, 5.0, 80) == 60
+    assert second_order.first(returns, 6.0, 80) == 80
