@@ -110,10 +110,9 @@ class RecurrentPPO(OnPolicy):
         self, params: Any, memory: Any, obs: jax.Array
     ) -> tuple[Any, Categorical | Normal, jax.Array]:
         """The same of one step (N, ...)."""
-        memory, dist, value = self.read(
-            params, memory, obs[None], jnp.zeros((1, len(obs)), jnp.bool_)
-        )
-        if self.discrete:
+        starts = jnp.zeros((1, len(obs)), jnp.bool_)
+        memory, dist, value = self.read(params, memory, obs[None], starts)
+        if isinstance(dist, Categorical):
             return memory, Categorical(dist.logits[0]), value[0]
         return memory, Normal(dist.mean[0], dist.log_std), value[0]
 
@@ -192,7 +191,8 @@ class RecurrentPPO(OnPolicy):
             learner, metrics = improve(learner)
         metrics["explained_variance"] = 1 - jnp.var(batch.advantage) / jnp.var(batch.target)
         metrics |= episodes.metrics()
-        return OnPolicyState(state.key, *learner, actors, moments, reward_scale), metrics
+        params, opt_state = learner
+        return OnPolicyState(state.key, params, opt_state, actors, moments, reward_scale), metrics
 
     def sequences(
         self, state: OnPolicyState, steps: Transition, actors: Any

@@ -23,17 +23,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import spaces
-from jaxrl.agent import static, traced
+from jaxrl import masks, spaces
+from jaxrl.agent import OWN, static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.linalg import gauss_newton, hessian_product, truncated_cg
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import descend, minibatch_epochs
 
 
 class SecondOrder(OnPolicy):
     """Second-order actor-critic: Newton steps on the policy's Hessian (ACGN1, ACGN2)."""
+
+    takes_masks = True
 
     curvature: str = static(
         "surrogate", ("surrogate", "log_prob"), "Hessian of: the surrogate (ACGN1), Q log pi (2)"
@@ -46,7 +48,9 @@ class SecondOrder(OnPolicy):
     learning_rate: float = traced(1e-3, "(0, inf)", "Adam's step size, of the critic")
     num_epochs: int = static(10, "[1, inf)", "the critic's passes over each rollout")
     num_minibatches: int = static(8, "[1, inf)", "its gradient steps per pass; divides the batch")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
     hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
     activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
@@ -62,6 +66,7 @@ class SecondOrder(OnPolicy):
             )
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
 
     def make_network(self, outputs: int, output_scale: float) -> Network:
         return Network(
@@ -70,6 +75,7 @@ class SecondOrder(OnPolicy):
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
             output_scale=output_scale,
         )
 
@@ -80,13 +86,16 @@ class SecondOrder(OnPolicy):
     def make_critic(self) -> Network:
         return self.make_network(1, output_scale=1.0)
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical | Normal:
+    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+        obs, mask = masks.split(obs)
         policy = params["policy"]
         output = self.make_actor().apply(policy["actor"], obs)
-        return Categorical(output) if self.discrete else Normal(output, policy["log_std"])
+        if self.discrete:
+            return Categorical(masks.masked(output, mask))
+        return Normal(output, policy["log_std"])
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_critic().apply(params["critic"], obs)[..., 0]
+    def value(self, params: Any, obs: Any) -> jax.Array:
+        return self.make_critic().apply(params["critic"], masks.split(obs)[0])[..., 0]
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)

@@ -16,17 +16,19 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxrl import spaces
-from jaxrl.agent import static, traced
+from jaxrl import masks, spaces
+from jaxrl.agent import OWN, static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.linalg import cg, gauss_newton
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import descend, minibatch_epochs, permutation
 
 
 class TRPO(OnPolicy):
     """Trust region policy optimization: natural gradients, no step beyond a KL divergence."""
+
+    takes_masks = True
 
     max_kl: float = traced(0.01, "(0, inf)", "mean KL divergence of an update is at most this")
     damping: float = traced(0.1, "[0, inf)", "times the identity, added to the Fisher matrix")
@@ -37,7 +39,9 @@ class TRPO(OnPolicy):
     learning_rate: float = traced(1e-3, "(0, inf)", "Adam's step size, of the critic")
     num_epochs: int = static(10, "[1, inf)", "the critic's passes over each rollout")
     num_minibatches: int = static(8, "[1, inf)", "its gradient steps per pass; divides the batch")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
     hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
     activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
@@ -53,6 +57,7 @@ class TRPO(OnPolicy):
             )
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
 
     def make_network(self, outputs: int, output_scale: float) -> Network:
         return Network(
@@ -61,6 +66,7 @@ class TRPO(OnPolicy):
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
             output_scale=output_scale,
         )
 
@@ -71,13 +77,16 @@ class TRPO(OnPolicy):
     def make_critic(self) -> Network:
         return self.make_network(1, output_scale=1.0)
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical | Normal:
+    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+        obs, mask = masks.split(obs)
         policy = params["policy"]
         output = self.make_actor().apply(policy["actor"], obs)
-        return Categorical(output) if self.discrete else Normal(output, policy["log_std"])
+        if self.discrete:
+            return Categorical(masks.masked(output, mask))
+        return Normal(output, policy["log_std"])
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_critic().apply(params["critic"], obs)[..., 0]
+    def value(self, params: Any, obs: Any) -> jax.Array:
+        return self.make_critic().apply(params["critic"], masks.split(obs)[0])[..., 0]
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)
@@ -149,11 +158,12 @@ class TRPO(OnPolicy):
             "backtracks": backtracks,
         }
 
-    def fisher_product(self, policy: Any, obs: jax.Array, key: jax.Array) -> Callable[[Any], Any]:
+    def fisher_product(self, policy: Any, obs: Any, key: jax.Array) -> Callable[[Any], Any]:
         """v -> F v + damping v, F the mean Fisher matrix over a share of the observations."""
         if self.fisher_share < 1:
-            rows = max(1, round(self.fisher_share * len(obs)))
-            obs = obs[permutation(key, len(obs))[:rows]]
+            size = jax.tree.leaves(obs)[0].shape[0]
+            rows = permutation(key, size)[: max(1, round(self.fisher_share * size))]
+            obs = jax.tree.map(lambda x: x[rows], obs)
 
         def distribution(policy: Any) -> Categorical | Normal:
             return self.distribution({"policy": policy}, obs)
