@@ -13,7 +13,10 @@ from gymnax.environments.environment import Environment
 import jaxrl
 from agents.off_policy.sac import SAC
 from agents.offline.bc import BC
+from agents.on_policy.a2c import A2C
 from agents.on_policy.ppo import PPO
+from agents.on_policy.secondorder import SecondOrder
+from agents.on_policy.trpo import TRPO
 from agents.value_based.abs import ABS
 from agents.value_based.dqn import DQN
 from agents.value_based.pqn import PQN
@@ -69,6 +72,9 @@ class Doors(Environment):
 ROOMS = [Masked(jnp.eye(3)[i], jnp.asarray(Doors.open[i])) for i in range(3)]
 SIZES = {
     PPO: {"num_envs": 8, "num_steps": 16, "num_minibatches": 2, "normalize_observations": True},
+    A2C: {"num_envs": 8, "num_steps": 4},
+    TRPO: {"num_envs": 8, "num_steps": 16, "max_kl": 0.05},
+    SecondOrder: {"num_envs": 8, "num_steps": 16, "max_kl": 0.05},
     PQN: {"num_envs": 8, "num_steps": 16, "num_minibatches": 16},
     ABS: {"num_envs": 8, "min_steps": 8, "max_steps": 16, "num_minibatches": 16},
     DQN: {"num_envs": 8, "learning_starts": 64, "buffer_size": 512, "double": True},
@@ -76,7 +82,11 @@ SIZES = {
 
 
 @pytest.mark.parametrize(
-    "cls", [PPO, DQN, *(pytest.param(cls, marks=pytest.mark.slow) for cls in (PQN, ABS))]
+    "cls",
+    [
+        *(PPO, DQN),
+        *(pytest.param(c, marks=pytest.mark.slow) for c in (A2C, TRPO, SecondOrder, PQN, ABS)),
+    ],
 )
 def test_closed_doors_are_never_taken(cls):
     env = Doors()
