@@ -149,6 +149,40 @@ class ClipReward(Wrapper):
         return obs, state, jnp.clip(reward, -self._limit, self._limit), terminated, info
 
 
+class Partial(Wrapper):
+    """Shows only some entries of observations that are vectors: positions, say, but no velocities.
+
+    What is hidden makes a process that only a memory can tell the state of (Ni et al. 2022,
+    arXiv:2110.05038).
+    """
+
+    def __init__(self, env: Any, seen: tuple[int, ...]):
+        super().__init__(env)
+        space = env.observation_space(env.default_params)
+        shape = getattr(space, "shape", ())
+        if len(shape) != 1 or not seen or not all(0 <= i < shape[0] for i in seen):
+            raise ValueError(f"{self.name}: seen={seen} are not entries of observations {shape}")
+        self._seen = np.asarray(seen)
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        obs, state = self._env.reset_env(key, params)
+        return masks.map_obs(lambda x: x[self._seen], obs), state
+
+    def step_env(
+        self, key: jax.Array, state: Any, action: jax.Array, params: Any
+    ) -> tuple[Any, Any, jax.Array, jax.Array, dict[str, Any]]:
+        obs, *rest = self._env.step_env(key, state, action, params)
+        return masks.map_obs(lambda x: x[self._seen], obs), *rest
+
+    def observation_space(self, params: Any) -> spaces.Box:
+        space = self._env.observation_space(params)
+        low, high = (
+            np.broadcast_to(np.asarray(bound), space.shape)[self._seen]
+            for bound in (space.low, space.high)
+        )
+        return spaces.Box(low, high, low.shape, space.dtype)
+
+
 @struct.dataclass
 class StackState:
     """The inner state, and the frames of the current observation (..., channels of all)."""

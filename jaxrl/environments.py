@@ -121,7 +121,7 @@ def _check_space(kind: str, space: Any) -> None:
         return
     does = "encode them as one Discrete in a wrapper"
     if kind == "observation":
-        does = "flatten them in a wrapper, such as wrappers.Flat"
+        does = "flatten them in a wrapper, as `preprocessing.Flat` does"
     raise Unfit(
         f"has a {type(space).__name__} as its {kind} space; agents take Discrete and Box: {does}"
     )

@@ -17,6 +17,7 @@ STUDIES = (
     "abs_lengths",
     "second_order",
     "active_sampling",
+    "memory",
     "noisy_clip",
     "retry",
     "speed",

@@ -13,7 +13,7 @@ import envs_jax
 import jaxrl
 from agents.on_policy.ppo import PPO
 from agents.value_based.dqn import DQN
-from envs_jax.preprocessing import ActionRepeat, ClipReward, Flat, FrameStack
+from envs_jax.preprocessing import ActionRepeat, ClipReward, Flat, FrameStack, Partial
 from envs_jax.wrappers import Typed
 from jaxrl.parts.rollout import reset, rollout
 from tests.probes import Params
@@ -279,3 +279,20 @@ def test_ppo_learns_through_all_of_them():
     metrics = run.history.metrics
     assert metrics["episode_return"][-1] > 60  # clipped to one for every two steps
     assert metrics["episode_unclipped_reward"][-1] > 1.9 * metrics["episode_return"][-1]
+
+
+def test_partial_shows_what_is_seen_and_refuses_what_is_not_there():
+    inner, params = envs_jax.make("CartPole-v1")
+    env = Partial(inner, (0, 2))
+    obs, state = env.reset_env(KEY, params)
+    whole, _ = inner.reset_env(KEY, params)
+    np.testing.assert_array_equal(obs, whole[np.array([0, 2])])
+    stepped = env.step_env(KEY, state, jnp.int32(1), params)[0]
+    np.testing.assert_array_equal(
+        stepped, inner.step_env(KEY, state, jnp.int32(1), params)[0][np.array([0, 2])]
+    )
+    assert env.observation_space(params).shape == (2,)
+    envs_jax.check(env, params)
+    for seen in [(), (4,), (-1,)]:
+        with pytest.raises(ValueError, match=r"are not entries of observations \(4,\)"):
+            Partial(inner, seen)
