@@ -159,7 +159,7 @@ class Partial(Wrapper):
     def __init__(self, env: Any, seen: tuple[int, ...]):
         super().__init__(env)
         space = env.observation_space(env.default_params)
-        shape = getattr(space, "shape", ())
+        shape: tuple[int, ...] = tuple(getattr(space, "shape", ()))
         if len(shape) != 1 or not seen or not all(0 <= i < shape[0] for i in seen):
             raise ValueError(f"{self.name}: seen={seen} are not entries of observations {shape}")
         self._seen = np.asarray(seen)

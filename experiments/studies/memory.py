@@ -96,7 +96,9 @@ class Memory(study.Study):
         chains = [f"MemoryChain/{length}" for length in LENGTHS]
         lengths = ", ".join(map(str, LENGTHS))
         return [
-            Claim(f"A GRU remembers over {lengths} steps: 0.95 or more", returns(chains, "GRU"), 0.95),
+            Claim(
+                f"A GRU remembers over {lengths} steps: 0.95 or more", returns(chains, "GRU"), 0.95
+            ),
             Claim(
                 f"{STACK} frames remember over {LENGTHS[0]} steps",
                 returns(chains[:1], AGENTS[1]),

@@ -17,7 +17,7 @@ from jaxrl.parts.linalg import truncated_cg
 STATES, ACTIONS, GAMMA = 8, 3, 0.9
 METHODS = ("gradient", "natural", "acgn1", "acgn2")
 DAMPING = 1e-3
-CAP = 20_000  # iterations
+CAP = 3_000  # iterations
 
 
 class MDP(NamedTuple):
