@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from jaxrl.agent import Tag
 from jaxrl.training.engine import Engine
 from jaxrl.training.evaluate import Evaluation
+from jaxrl.training.exchange import Exchange
 from jaxrl.training.history import History
 from jaxrl.training.members import map_members
 from jaxrl.training.placement import Placement
@@ -27,6 +29,7 @@ class Run:
         history: metrics and evaluations; see `History`.
         compile_seconds, run_seconds: time spent compiling, and all the rest.
         interrupted: the run was stopped early, by Ctrl-C, a callback, or as `on_nan` says.
+        exchanges: of a batch that was trained by `jaxrl.pbt`.
     """
 
     agent: Any
@@ -35,6 +38,7 @@ class Run:
     compile_seconds: float
     run_seconds: float
     interrupted: bool
+    exchanges: Sequence[Exchange] = ()
 
     @property
     def iteration(self) -> Any:

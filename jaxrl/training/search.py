@@ -28,6 +28,11 @@ class Lin(NamedTuple):
     def sample(self, rng: np.random.Generator) -> float:
         return float(rng.uniform(self.low, self.high))
 
+    def perturbed(self, value: float, up: bool) -> float:
+        """A fifth of the range up or down, no further than its ends."""
+        step = (self.high - self.low) / 5
+        return min(max(value + (step if up else -step), self.low), self.high)
+
 
 class Log(NamedTuple):
     """`num` values evenly spaced in their logarithm; in a random search, log-uniform."""
@@ -41,6 +46,10 @@ class Log(NamedTuple):
 
     def sample(self, rng: np.random.Generator) -> float:
         return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
+
+    def perturbed(self, value: float, up: bool) -> float:
+        """Times 1.2 or 0.8, as in Jaderberg et al. (2017), no further than the range's ends."""
+        return min(max(value * (1.2 if up else 0.8), self.low), self.high)
 
 
 MOST = 100_000  # settings of a sweep, and members
