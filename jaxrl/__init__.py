@@ -13,7 +13,9 @@ from jaxrl.training.callbacks import Callback, Progress
 from jaxrl.training.checkpoint import Checkpoints
 from jaxrl.training.devices import use_all_cores, use_compilation_cache
 from jaxrl.training.evaluate import Evaluation, evaluate
+from jaxrl.training.halving import halving
 from jaxrl.training.history import History
+from jaxrl.training.pbt import pbt
 from jaxrl.training.population import Population, Run
 from jaxrl.training.search import Lin, Log, override
 from jaxrl.training.sweep import sweep
@@ -36,8 +38,10 @@ __all__ = [
     "derive",
     "evaluate",
     "fused",
+    "halving",
     "hosts",
     "override",
+    "pbt",
     "shared",
     "sinks",
     "static",

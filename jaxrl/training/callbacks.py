@@ -159,9 +159,7 @@ class OnNaN(Callback):
     Raises: ValueError where `on_nan` is not "report" or "stop".
     """
 
-    def __init__(
-        self, on_nan: str, then: str = "it is left out of all statistics"
-    ) -> None:
+    def __init__(self, on_nan: str, then: str = "it is left out of all statistics") -> None:
         if on_nan not in ("report", "stop"):
             raise ValueError(f"on_nan={on_nan!r} is not one of report, stop")
         self.is_stopping, self.then = on_nan == "stop", then
