@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     seeds: list[int]
     program_size: int = 1
     compile_seconds: float = 0.0
-    search: Mapping[str, Any] = {}  # noqa: RUF012  (never changed in place)
+    search: Mapping[str, Any] = {}
     selection: Selection | None = None
 
 

@@ -23,7 +23,7 @@ class Exchange(NamedTuple):
         scores: what they were ranked by (members,): mean return of the training episodes that ended
             since the exchange before, or of the newest evaluation where an agent has no episodes of
             its own. NaN: there was none; minus infinity: the member had diverged.
-        parents: the member whose state and values each took over (members,), itself where it stayed.
+        parents: the member whose state and values each took over (members,); who stayed, itself.
         values: hyper-parameters from here on, name -> (members,).
     """
 

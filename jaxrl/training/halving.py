@@ -51,8 +51,8 @@ def halving(
     schedules follow from the beginning. A setting survives with all its seeds; it is ranked by the
     mean over them of the return over the training episodes that ended in the last quarter of the
     iterations done (if none did, since the start; of agents without episodes of their own, of the
-    newest evaluation). Settings with a member that has diverged rank last, those in which no episode
-    has ended before them. A rung is one program.
+    newest evaluation). Settings with a member that has diverged rank last, and before them those
+    in which no episode has ended. A rung is one program.
 
     Args:
         space, seeds, random, search_seed, memory, evaluations, episodes, announce, callbacks,
@@ -66,9 +66,9 @@ def halving(
         says who was trained for how long, and their scores.
 
     Raises:
-        ValueError: as `jaxrl.sweep`; settings that differ in a static hyper-parameter; fewer of them
-            than eta; too few steps for a selection; members that do not fit into memory at once; an
-            agent whose iterations vary in length.
+        ValueError: as `jaxrl.sweep`; settings that differ in a static hyper-parameter; fewer
+            than eta of them; too few steps for a selection; members that do not fit into memory
+            at once; an agent whose iterations vary in length.
     """
     if record is not None:
         agent = agent.replace(record=tuple(record))
@@ -141,8 +141,8 @@ def line_of(agent: Agent, rungs: Rungs, copies: int) -> str:
         x * copies * each for x in (rungs.iterations(), rungs.settings[0] * rungs.until[-1])
     )
     return (
-        f"{SEARCH}: members {', '.join(parts)} {agent.unit}; {total:,} in all, where a sweep of them "
-        f"takes {whole:,}"
+        f"{SEARCH}: members {', '.join(parts)} {agent.unit}; {total:,} in all, where a sweep of "
+        f"them takes {whole:,}"
     )
 
 
@@ -153,8 +153,8 @@ def _require_one_program(members: list[Member]) -> None:
     first = members[0].setting
     differ = [k for k in first if k in static and any(m.setting[k] != first[k] for m in members)]
     raise ValueError(
-        f"{SEARCH}: {', '.join(differ)} is static, a program for each of its values; all members of "
-        "a rung are in one program: search traced hyper-parameters (`jaxrl list AGENT` marks them)"
+        f"{SEARCH}: {', '.join(differ)} is static, a program for each of its values; members of a "
+        "rung are in one program: search traced hyper-parameters (`jaxrl list AGENT` marks them)"
     )
 
 

@@ -63,8 +63,8 @@ def pbt(
             environment. Members begin with its grid, each with a root seed of its own.
         random: instead, begin with this many settings drawn from the ranges.
         start: instead, begin with these settings, which name all of the space.
-        every: steps of each member from one exchange to the next, rounded to whole iterations; None:
-            a twentieth of the run.
+        every: steps of each member from one exchange to the next, rounded to whole iterations;
+            None: a twentieth of the run.
         seed: of all that is drawn. Root seeds are seed * n, ..., seed * n + n - 1 for n members:
             another seed is another population.
         memory, evaluations, episodes, announce, callbacks, checkpoints, record: as for

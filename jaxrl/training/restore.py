@@ -70,6 +70,12 @@ def members(folder: Path) -> int:
     return len(found[1]["belongs_to"]["seeds"]) if found else 0
 
 
+def belongs_to(folder: Path) -> dict[str, Any]:
+    """What a folder's newest checkpoint belongs to (`identity`); nothing where there is none."""
+    found = _newest_about(folder)
+    return found[1]["belongs_to"] if found else {}
+
+
 def read_history(folder: Path) -> History:
     """What the members of a folder have shown until its newest checkpoint.
 

@@ -17,7 +17,7 @@ from jaxrl.training.schedule import Schedule
 
 
 def require_traced(agent: Agent, names: Sequence[str], search: str) -> None:
-    """Raise ValueError where a name is no traced hyper-parameter: another value, another program."""
+    """Raise ValueError where a hyper-parameter is static: another value is another program."""
     static = {h.name for h in agent.hyperparameters() if h.kind == "static"}
     for name in names:
         if name in static:

@@ -28,7 +28,7 @@ def population():
     return halving()
 
 
-# Rungs ----------------------------------------------------------------------------------------------
+# Rungs --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_budget_is_counted_by_hand_and_taken(population):
     assert "784 in all, where a sweep of them takes 3,520" in two
 
 
-# Who is kept ----------------------------------------------------------------------------------------
+# Who is kept --------------------------------------------------------------------------------------
 
 
 def test_the_best_setting_is_found(population):
@@ -162,7 +162,7 @@ def test_without_an_episode_in_the_last_quarter_older_ones_count():
     assert population.rungs[-1].members == [0]  # of equal ones the first
 
 
-# Stopping and going on ------------------------------------------------------------------------------
+# Stopping and going on ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kills", [[2, 13], pytest.param([4, 6, 30], marks=pytest.mark.slow)])
@@ -198,7 +198,7 @@ def test_another_halving_is_refused(tmp_path):
         jaxrl.sweep(tuned(), SPACE, checkpoints=checkpoints)
 
 
-# Bad input ------------------------------------------------------------------------------------------
+# Bad input ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

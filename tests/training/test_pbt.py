@@ -1,5 +1,6 @@
 """Population-based training: members copy the best ones, on a problem whose best value is known."""
 
+import itertools
 import math
 import warnings
 
@@ -27,7 +28,7 @@ def population():
     return pbt()
 
 
-# Who copies whom -----------------------------------------------------------------------------------
+# Who copies whom ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -67,7 +68,7 @@ def test_edges_of_truncation(scores, share, expected):
     np.testing.assert_array_equal(parents, expected)
 
 
-# What they change -----------------------------------------------------------------------------------
+# What they change ---------------------------------------------------------------------------------
 
 
 def explored(axis, value, resample, draws=200):
@@ -105,7 +106,7 @@ def test_resampled_values_are_spread_over_the_range():
     assert set(explored([1, 2, 3], 1, 1.0)) == {1, 2, 3}
 
 
-# Training -------------------------------------------------------------------------------------------
+# Training -----------------------------------------------------------------------------------------
 
 
 def test_it_finds_the_best_value_where_its_first_settings_have_none():
@@ -137,7 +138,7 @@ def test_exchanges_are_kept(population):
     assert [e.iteration for e in exchanges] == list(range(0, 40, 4))  # none after the end
     assert exchanges[0].parents == list(range(6))
     returns = population.history.metrics["episode_return"]
-    for before, exchange in zip(exchanges, exchanges[1:], strict=False):
+    for before, exchange in itertools.pairwise(exchanges):
         window = returns[:, before.iteration : exchange.iteration]
         np.testing.assert_allclose(exchange.scores, window.mean(axis=1), rtol=1e-5)
         copied = np.flatnonzero(np.array(exchange.parents) != np.arange(6))
@@ -240,7 +241,7 @@ def test_states_are_copied_whole():
     assert times.shape[0] == 4
 
 
-# Stopping and going on ------------------------------------------------------------------------------
+# Stopping and going on ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kills", [[8, 13], pytest.param([5, 6, 39], marks=pytest.mark.slow)])
@@ -283,7 +284,7 @@ def test_another_search_is_refused(tmp_path):
             pbt(checkpoints=checkpoints, **changes)
 
 
-# Bad input ------------------------------------------------------------------------------------------
+# Bad input ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
