@@ -45,7 +45,8 @@ def results(summary: dict[str, Any]) -> None:
         print(_exchanged(summary["exchanges"]))
     _settings(summary["settings"], summary.get("rungs", []))
     if len(summary["settings"]) > 1:
-        print(f"best: {words_of(summary['best']['hyperparameters'])}")
+        of = " of those trained to the end" if "rungs" in summary else ""
+        print(f"best{of}: {words_of(summary['best']['hyperparameters'])}")
     diverged = sum(not math.isfinite(member["final_return"]) for member in summary["members"])
     if diverged:
         print(f"without {diverged} of {len(summary['members'])} members, which became non-finite")
