@@ -20,6 +20,7 @@ from jaxrl.training.population import Population, Run
 from jaxrl.training.search import Lin, Log, override
 from jaxrl.training.sweep import sweep
 from jaxrl.training.train import fused, train
+from jaxrl.training.trials import optuna_search
 
 __version__ = importlib.metadata.version("jaxrl")
 
@@ -40,6 +41,7 @@ __all__ = [
     "fused",
     "halving",
     "hosts",
+    "optuna_search",
     "override",
     "pbt",
     "shared",

@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxrl.agent import Agent
 from jaxrl.training.batches import Batch, train_batch
 from jaxrl.training.callbacks import Callback, OnNaN, Progress, closing, guarded
@@ -17,7 +15,16 @@ from jaxrl.training.exchange import Selection
 from jaxrl.training.members import stack_agents
 from jaxrl.training.population import Population
 from jaxrl.training.schedule import Schedule
-from jaxrl.training.search import Lin, Log, Space, override, plain, require_few, settings_of
+from jaxrl.training.search import (
+    Lin,
+    Log,
+    Space,
+    override,
+    plain,
+    require_few,
+    settings_of,
+    whole_numbers,
+)
 from jaxrl.training.together import require_memory, require_ranked, require_traced
 
 SEARCH = "population-based training"
@@ -154,18 +161,6 @@ def _require_selection(agent: Agent, selection: Selection, whole: set[str]) -> N
             raise ValueError(f"{SEARCH}: {name}={axis} must run from low to high")
         if isinstance(axis, Log) and axis.low <= 0:
             raise ValueError(f"{SEARCH}: {name}={axis}: a log range needs ends above 0")
-
-
-def whole_numbers(agent: Agent, space: Space) -> set[str]:
-    """The names of hyper-parameters that are whole numbers."""
-    declared = {h.name for h in agent.hyperparameters() if h.type is int}
-    params = agent.env_params
-    return {
-        name
-        for name in space
-        if name in declared
-        or (name[:4] == "env." and np.asarray(getattr(params, name[4:], 0.0)).dtype.kind in "iu")
-    }
 
 
 def iterations_between(agent: Agent, every: int | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -121,6 +121,18 @@ def settings_of(
         if is_empty:
             raise ValueError(f"{name}: the grid is empty")
     return grid(space) if random is None else random_search(space, random, seed)
+
+
+def whole_numbers(agent: Agent, names: Iterable[str]) -> set[str]:
+    """Those of the fields and `env.NAME` parameters that are whole numbers."""
+    declared = {h.name for h in agent.hyperparameters() if h.type is int}
+
+    def is_whole(name: str) -> bool:
+        if not name.startswith("env."):
+            return name in declared
+        return np.asarray(getattr(agent.env_params, name[4:], 0.0)).dtype.kind in "iu"
+
+    return {name for name in names if is_whole(name)}
 
 
 def override(agent: Agent, changes: Mapping[str, Any]) -> Agent:
