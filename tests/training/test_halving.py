@@ -110,6 +110,7 @@ def test_a_program_for_each_rung():
     assert Tuned.traces == 3
 
 
+@pytest.mark.slow
 def test_settings_survive_with_all_their_seeds():
     population = halving(seeds=2)
     numbers = [rung.members for rung in population.rungs]

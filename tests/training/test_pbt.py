@@ -201,6 +201,7 @@ def test_members_without_an_episode_take_no_part():
     assert all(np.isnan(e.scores).all() for e in population.exchanges)
 
 
+@pytest.mark.slow
 def test_parameters_of_the_environment():
     env_space = {"env.bonus": Lin(0.0, 4.0, 4), "env.max_steps_in_episode": [3, 6]}
     agent = Toy(tuned().env, tuned().env.default_params, total_steps=8 * 20)
@@ -254,6 +255,7 @@ def test_a_killed_run_goes_on_bit_for_bit(kills, tmp_path, population):
     assert again.table == population.table
 
 
+@pytest.mark.slow
 def test_members_that_were_replaced_are_alive_after_a_resume(tmp_path):
     start = [{"rate": rate} for rate in (0.01, 2.0, 3.0, 0.1)]
     space = {"rate": Log(1e-3, 5.0)}

@@ -79,6 +79,7 @@ def test_a_halving_is_that_of_python(halving):
     assert (halving.path / "curve.png").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_halving_can_be_read_and_goes_on(halving, tmp_path, stop_at, capsys):
     out = tmp_path / "run"
     stop_at([*HALVING, "--out", str(out)], 9, "halving")
@@ -125,6 +126,7 @@ def test_pbt_is_that_of_python(pbt):
     assert not (pbt.path / "sweep.png").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_pbt_can_be_read_and_goes_on(pbt, tmp_path, stop_at, capsys):
     out = tmp_path / "run"
     stop_at([*PBT, "--out", str(out)], 13, "pbt")
