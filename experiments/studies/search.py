@@ -207,6 +207,11 @@ def draw(cells: Mapping[str, Any]) -> Figure:
             mean, low, high = Interval.of(returns)
             axes.hlines(mean, place - 0.28, place + 0.28, color="tab:blue", linewidth=1.8)
             axes.vlines(place, low, high, color="tab:blue", linewidth=1.2)
+        # Intervals of a few repetitions can be far wider than all that was seen: they are cut off.
+        seen = np.concatenate([cells[f"{task}/{m}"]["measures"]["return"] for m in there])
+        if seen.min() < seen.max():
+            margin = 0.06 * (seen.max() - seen.min())
+            axes.set_ylim(seen.min() - margin, seen.max() + margin)
         axes.set_xticks(range(len(there)), [LABELS[method] for method in there])
         axes.set_xlim(-0.5, len(there) - 0.5)
         axes.set_title(f"{task.upper()} on {TASKS[task]}", fontsize="medium")

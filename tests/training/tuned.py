@@ -43,7 +43,7 @@ class Tuned(Agent):
 
     def step(self, state, t):
         Tuned.traces += 1
-        noise = jax.random.normal(derive(state.key, Tag.LEARN, t))
+        noise = jax.random.normal(derive(state.key, Tag.LEARN, t), dtype=jnp.float32)
         skill = jnp.where(self.rate > 1, jnp.nan, state.skill + gain(self.rate, jnp))
         ended = t >= self.late
         metrics = {
