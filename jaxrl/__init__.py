@@ -14,11 +14,14 @@ from jaxrl.training.callbacks import Callback, Progress
 from jaxrl.training.checkpoint import Checkpoints
 from jaxrl.training.devices import use_all_cores, use_compilation_cache
 from jaxrl.training.evaluate import Evaluation, evaluate
+from jaxrl.training.halving import halving
 from jaxrl.training.history import History
+from jaxrl.training.pbt import pbt
 from jaxrl.training.population import Population, Run
 from jaxrl.training.search import Lin, Log, override
 from jaxrl.training.sweep import sweep
 from jaxrl.training.train import fused, train
+from jaxrl.training.trials import optuna_search
 
 __version__ = importlib.metadata.version("jaxrl")
 
@@ -38,8 +41,11 @@ __all__ = [
     "derive",
     "evaluate",
     "fused",
+    "halving",
     "hosts",
+    "optuna_search",
     "override",
+    "pbt",
     "shared",
     "sinks",
     "static",

@@ -150,8 +150,7 @@ def plot_command(args: argparse.Namespace) -> int:
     curves.draw(folders, out)
     print(out)
     if args.out is None and len(folders) == 1:
-        found = args.runs[0] / "sweep.png"
-        if curves.draw_sweep(folders[0], found):
+        for found in curves.draw_found(folders[0]):
             print(found)
     return 0
 

@@ -32,6 +32,7 @@ class Meter:
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
         self.newest: dict[int, Progress] = {}  # by batch
+        self.taken: dict[int, int] = {}  # steps of each member, which may go on in another batch
         self.lines = 0
         console = Console(stderr=True)
         self.bar: Bar | None = None
@@ -69,7 +70,9 @@ class Meter:
 
     def __call__(self, progress: Progress) -> None:
         self.newest[progress.batch] = progress
-        steps = sum(newest.env_steps for newest in self.newest.values())
+        taken = progress.history.steps_taken.tolist()
+        self.taken.update(zip(progress.members, taken, strict=True))
+        steps = sum(self.taken.values())
         seconds = sum(newest.seconds for newest in self.newest.values())
         rate = steps / max(seconds, 1e-9)
         status = f"iteration {progress.iteration:,}/{progress.iterations:,}, {rate:,.0f} steps/s"

@@ -60,6 +60,10 @@ def check_resume(args: argparse.Namespace) -> None:
         "seeds",
         "random",
         "search_seed",
+        "halving",
+        "halving_from",
+        "pbt",
+        "pbt_every",
     ):
         if getattr(args, name, None) is not None:
             given.append(f"--{name.replace('_', '-')}")
@@ -97,6 +101,7 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seeds", type=natural, help="seeds of each setting (default: 1)")
     command.add_argument("--random", type=natural, help="draw this many settings from the ranges")
     command.add_argument("--search-seed", type=natural, help="of what is drawn (default: 0)")
+    add_search(command)
     add_run(command)
 
 
@@ -143,6 +148,35 @@ def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
         metavar="NAMES",
         type=names,
         help="what the environment reports besides rewards, to sum per episode: success,cost",
+    )
+
+
+def add_search(command: argparse.ArgumentParser) -> None:
+    """How members are compared while they train."""
+    method = command.add_mutually_exclusive_group()
+    method.add_argument(
+        "--halving",
+        metavar="ETA",
+        type=positive,
+        help="train all settings briefly, go on with the best 1/ETA of them, and so on: 3",
+    )
+    method.add_argument(
+        "--pbt",
+        metavar="SHARE",
+        type=share,
+        help="population-based training: the worst SHARE of the members copy the best: 0.25",
+    )
+    command.add_argument(
+        "--halving-from",
+        metavar="STEPS",
+        type=positive,
+        help="of each member before the first selection, at least",
+    )
+    command.add_argument(
+        "--pbt-every",
+        metavar="STEPS",
+        type=positive,
+        help="of each member from one exchange to the next (default: a twentieth of the run)",
     )
 
 
@@ -374,6 +408,17 @@ def discount(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
+
+
+def share(text: str) -> float:
+    """A number above 0, at most 1/2."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 0.5:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 up to 0.5")
     return value
 
 

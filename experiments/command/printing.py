@@ -41,9 +41,12 @@ def results(summary: dict[str, Any]) -> None:
         f"final return over {seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{summary['episodes_per_member']} fresh episodes each"
     )
-    _settings(summary["settings"])
+    if "exchanges" in summary:
+        print(_exchanged(summary["exchanges"]))
+    _settings(summary["settings"], summary.get("rungs", []))
     if len(summary["settings"]) > 1:
-        print(f"best: {words_of(summary['best']['hyperparameters'])}")
+        of = " of those trained to the end" if "rungs" in summary else ""
+        print(f"best{of}: {words_of(summary['best']['hyperparameters'])}")
     diverged = sum(not math.isfinite(member["final_return"]) for member in summary["members"])
     if diverged:
         print(f"without {diverged} of {len(summary['members'])} members, which became non-finite")
@@ -52,8 +55,22 @@ def results(summary: dict[str, Any]) -> None:
     print(speed(summary))
 
 
-def _settings(settings: list[dict[str, Any]]) -> None:
-    """A row per setting: what sets it apart, then each of its measures with its interval."""
+def _exchanged(exchanges: list[dict[str, Any]]) -> str:
+    """A line: how often members of population-based training copied each other."""
+    copies = sum(
+        parent != i for entry in exchanges[1:] for i, parent in enumerate(entry["parents"])
+    )
+    return (
+        f"members copied each other {copies:,} times at {len(exchanges) - 1:,} exchanges; "
+        "hyper-parameters are those of the end"
+    )
+
+
+def _settings(settings: list[dict[str, Any]], rungs: list[dict[str, Any]]) -> None:
+    """A row per setting: what sets it apart, then each of its measures with its interval.
+
+    Of a halving, also the steps that its members have been trained for.
+    """
     names = list(settings[0]["hyperparameters"])
     columns = list(names)
     for name in settings[0]["measures"]:
@@ -62,9 +79,14 @@ def _settings(settings: list[dict[str, Any]]) -> None:
     columns[len(names) + 1] = "95% confidence interval"
     for name in settings[0]["recorded"]:
         columns += [f"mean {name}", "95%"]
+    if rungs:
+        columns.insert(len(names), "steps")
     rows = []
     for setting in settings:
         row = [value_text(setting["hyperparameters"][name]) for name in names]
+        if rungs:
+            trained = [r["steps"] for r in rungs if setting["members"][0] in r["members"]]
+            row.append(f"{trained[-1]:,}")
         for measure in (*setting["measures"].values(), *setting["recorded"].values()):
             row += [number(measure["mean"]), interval_text(measure["ci95"])]
         rows.append(row)

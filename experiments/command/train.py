@@ -22,6 +22,7 @@ from experiments.runs import config as configuration
 from experiments.runs import curves
 from experiments.runs.experiment import Experiment
 from experiments.runs.folder import RunFolder
+from experiments.runs.search import PBT, Halving
 from experiments.runs.summary import Seconds, summarise
 from jaxrl.training import hosts, sinks
 from jaxrl.training.engine import compile_clock
@@ -49,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
         folder.save(experiment, population, evaluation, summary)
         ended = RunFolder.open(folder.path)
         curves.draw([ended], figures[0])
-        if curves.draw_sweep(ended, folder.path / "sweep.png"):
-            figures.append(folder.path / "sweep.png")
+        figures += curves.draw_found(ended)
     except (OSError, ValueError) as error:  # such as on a full disk
         problem = f"cannot write to {folder.path}: {error}; once it can be, go on with: {again}"
     printing.results(summary)
@@ -79,11 +79,11 @@ def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
     if args.resume:
         folder = RunFolder.open(args.resume).resume(args.steps, args.line)
         experiment = folder.experiment()
-        check_log_member(args.log_member, experiment)
+        check_options(args, experiment)
         yield folder, experiment
         return
     experiment = assemble(request_of(args))
-    check_log_member(args.log_member, experiment)
+    check_options(args, experiment)
     what = re.sub("[/:]", "-", f"{args.agent}-{args.env}")
     name = f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = args.out or Path("runs") / hosts.of_writer(name)
@@ -91,11 +91,14 @@ def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
         yield folder, experiment
 
 
-def check_log_member(member: int | None, experiment: Experiment) -> None:
-    """Raise ValueError where there is no such member."""
-    last = experiment.num_members - 1
+def check_options(args: argparse.Namespace, experiment: Experiment) -> None:
+    """Raise ValueError where there is no such member, or its members train at once."""
+    member, last = args.log_member, experiment.num_members - 1
     if member is not None and member > last:
         raise ValueError(f"--log-member {member} is outside 0..{last}")
+    if args.data_parallel and experiment.search is not None:
+        method = type(experiment.search).__name__.lower()
+        raise ValueError(f"--data-parallel: members of --{method} train at once, not one by one")
 
 
 def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -> jaxrl.Population:
@@ -110,18 +113,21 @@ def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -
                 meter.say(experiment.recipe_line())
             if moved := configuration.moved(folder.config):
                 meter.say(f"{folder.path}: {moved}")
-        return jaxrl.sweep(
-            experiment.agent,
-            experiment.settings,
-            seeds=experiment.seeds,
-            evaluations=experiment.evaluations,
-            announce=announce,
-            callbacks=callbacks,
-            checkpoints=jaxrl.Checkpoints(folder.checkpoints, args.checkpoint_every, args.keep),
-            on_nan=args.on_nan,
-            memory=args.memory,
-            data_parallel=args.data_parallel,
-        )
+        agent, settings, search = experiment.agent, experiment.settings, experiment.search
+        options: dict[str, Any] = {
+            "evaluations": experiment.evaluations,
+            "announce": announce,
+            "callbacks": callbacks,
+            "checkpoints": jaxrl.Checkpoints(folder.checkpoints, args.checkpoint_every, args.keep),
+            "on_nan": args.on_nan,
+            "memory": args.memory,
+        }
+        if isinstance(search, PBT):
+            return jaxrl.pbt(agent, start=settings, **search._asdict(), **options)
+        options["seeds"] = experiment.seeds
+        if isinstance(search, Halving):
+            return jaxrl.halving(agent, settings, **search._asdict(), **options)
+        return jaxrl.sweep(agent, settings, data_parallel=args.data_parallel, **options)
 
 
 class WriteDown(jaxrl.Callback):

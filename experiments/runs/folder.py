@@ -272,8 +272,9 @@ class RunFolder:
         if only is not None and not 0 <= only < len(rows):
             raise ValueError(f"member {only} is outside 0..{len(rows) - 1} of {self.path}")
         settings = {i: s["hyperparameters"] for s in listing["settings"] for i in s["members"]}
+        newest = {i: k for k, numbers in enumerate(listing["checkpoints"]) for i in numbers}
         for batch, numbers in enumerate(listing["checkpoints"]):
-            wanted = [i for i in numbers if only in (None, i)]
+            wanted = [i for i in numbers if only in (None, i) and newest[i] == batch]
             if not wanted:
                 continue
             agents = {i: self.agent(rows[i]["hyperparameters"]) for i in wanted}
@@ -281,8 +282,11 @@ class RunFolder:
             for i in wanted:
                 place = numbers.index(i)
                 state = jax.tree.map(lambda x, place=place: x[place], saved.states)
-                seed = rows[i]["seed"]
-                yield TrainedMember(i, agents[i], state, settings[i], seed, saved.iteration)
+                seed, agent, setting = rows[i]["seed"], agents[i], settings[i]
+                if saved.exchanges:  # since which its hyper-parameters are others
+                    own = {k: values[place] for k, values in saved.exchanges[-1].values.items()}
+                    agent, setting = self.agent(rows[i]["hyperparameters"] | own), setting | own
+                yield TrainedMember(i, agent, state, setting, seed, saved.iteration)
 
     def _restore(self, batch: int, agent: Agent, members: int, which: str | int) -> restore.Saved:
         keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(members, np.uint32))

@@ -18,10 +18,16 @@ def saved_members(path: Path, checkpoints: Path, config: Config) -> dict[str, An
     """
     base, seeds = config["hyperparameters"], config["seeds"]
     rows = [(s, seed) for s in config["settings"] for seed in seeds]
-    batches = _batches(checkpoints, config, [base | setting for setting, _ in rows])
+    search = config["search"] or {"method": "sweep"}
+    if search["method"] == "pbt":  # whose members have a seed each
+        rows = [(s, search["seed"] * len(rows) + i) for i, (s, _) in enumerate(rows)]
+    if search["method"] == "halving":
+        batches = _rungs(checkpoints)
+    else:
+        batches = _batches(checkpoints, config, [base | setting for setting, _ in rows])
     if not batches:
         raise ValueError(f"{path} has not ended, and nothing of it was saved yet")
-    ran = sorted(i for batch in batches for i in batch)
+    ran = sorted({i for batch in batches for i in batch})
     number = {i: n for n, i in enumerate(ran)}
     settings = []
     for k, setting in enumerate(config["settings"]):
@@ -34,6 +40,14 @@ def saved_members(path: Path, checkpoints: Path, config: Config) -> dict[str, An
         "settings": settings,
         "checkpoints": [[number[i] for i in batch] for batch in batches],
     }
+
+
+def _rungs(checkpoints: Path) -> list[list[int]]:
+    """The members of each rung of a halving that was saved."""
+    rungs: list[list[int]] = []
+    while about := restore.belongs_to(checkpoints / str(len(rungs))):
+        rungs.append(about["successive halving"]["members"])
+    return rungs
 
 
 def _batches(checkpoints: Path, config: Config, members: list[dict[str, Any]]) -> list[list[int]]:

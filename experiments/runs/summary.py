@@ -68,8 +68,7 @@ def summarise(
     sums = {name: x.mean(axis=1) for name, x in recorded(evaluation).items()}
     rows_of = [{k: v for k, v in row.items() if k != "seed"} for row in population.table]
     settings = []
-    for setting in experiment.settings:
-        rows = [i for i, row in enumerate(rows_of) if row == setting]
+    for setting, rows in _groups(experiment, population, rows_of):
         if rows:  # none where the run was interrupted before
             settings.append(
                 {
@@ -91,7 +90,7 @@ def summarise(
         **_speed(experiment.unit, population, seconds),
         "interrupted": population.interrupted,
         "resumes": resumes,
-        "best": max(settings, key=_mean_return),
+        "best": max(_whole(settings, population), key=_mean_return),
         "settings": settings,
         "members": [
             {
@@ -103,8 +102,41 @@ def summarise(
             }
             for i, row in enumerate(population.table)
         ],
-        "checkpoints": [members for members, _ in population.batches],
+        "checkpoints": [x.members for x in population.rungs]
+        or [members for members, _ in population.batches],
+        **_searched(population),
     }
+
+
+def _groups(
+    experiment: Experiment, population: Population, rows_of: list[dict[str, Any]]
+) -> list[tuple[dict[str, Any], list[int]]]:
+    """Settings and their members; where members copied each other, each stands by itself."""
+    if population.exchanges:
+        return [(row, [i]) for i, row in enumerate(rows_of)]
+    return [
+        (setting, [i for i, row in enumerate(rows_of) if row == setting])
+        for setting in experiment.settings
+    ]
+
+
+def _whole(settings: list[dict[str, Any]], population: Population) -> list[dict[str, Any]]:
+    """Those that may be the best: of a halving, what its last rung has trained."""
+    last = population.rungs[-1].members if population.rungs else range(len(population))
+    return [setting for setting in settings if setting["members"][0] in last]
+
+
+def _searched(population: Population) -> dict[str, Any]:
+    """What a search did: the rungs of a halving, the exchanges of population-based training."""
+    content: dict[str, Any] = {}
+    if population.rungs:
+        steps = np.nanmax(population.history.env_steps, axis=0)
+        content["rungs"] = [
+            rung._asdict() | {"steps": int(steps[rung.iteration - 1])} for rung in population.rungs
+        ]
+    if population.exchanges:
+        content["exchanges"] = [exchange._asdict() for exchange in population.exchanges]
+    return content
 
 
 def measures(

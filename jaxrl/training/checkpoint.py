@@ -26,7 +26,7 @@ from jaxrl import files
 from jaxrl.training import hosts
 from jaxrl.training.history import History
 from jaxrl.training.hosts import to_numpy
-from jaxrl.training.identity import checksum, identity
+from jaxrl.training.identity import checksum
 from jaxrl.training.restore import (
     HISTORY,
     WORST,
@@ -95,9 +95,9 @@ class Checkpoints:
 
 
 def open_store(
-    checkpoints: Checkpoints | None, agents: Any, seeds: list[int], like: Any
+    checkpoints: Checkpoints | None, belongs_to: dict[str, Any], like: Any
 ) -> tuple[Store | None, Saved | None]:
-    """The store of stacked agents' states `like` these, and what it holds; on one process only.
+    """The store of states `like` these, and what it holds; on one process only.
 
     What it holds is passed to all processes.
 
@@ -105,7 +105,7 @@ def open_store(
     """
     if checkpoints is None:
         return None, None
-    store = Store(checkpoints, identity(agents, seeds)) if hosts.is_writer() else None
+    store = Store(checkpoints, belongs_to) if hosts.is_writer() else None
     return store, hosts.of_writer(store.restore(like) if store else None)
 
 
@@ -191,12 +191,12 @@ class Store:
         states: Any,
         history: History,
         score: float,
-        seconds: float,
-        env_steps: list[int],
+        reached: dict[str, Any],
     ) -> bool:
         """Save states after `iteration`, and the history since the last save that succeeded.
 
-        `env_steps` are those that each member has taken, `seconds` those that the run has.
+        `reached` is what else there is to say, JSON by name: `env_steps` of each member, `seconds`
+        that the run has taken, `exchanges` of population-based training.
 
         Returns once the states are copied; they are written while training goes on. Where that
         fails, as on a full disk, it warns and returns False: what was saved before stays.
@@ -206,9 +206,7 @@ class Store:
         try:
             with files.replacing(path) as file:
                 np.savez(file, **history.to_arrays())  # type: ignore[arg-type]
-            self._save_states(
-                iteration, states, score, {"seconds": seconds, "env_steps": env_steps}
-            )
+            self._save_states(iteration, states, score, reached)
         except Exception as error:  # whatever a writer raises, also that of the save before
             path.unlink(missing_ok=True)
             self._warn_of(error)

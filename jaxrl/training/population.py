@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from jaxrl.agent import Tag
 from jaxrl.training.engine import Engine
 from jaxrl.training.evaluate import Evaluation
+from jaxrl.training.exchange import Exchange, ancestors
 from jaxrl.training.history import History
 from jaxrl.training.members import map_members
 from jaxrl.training.placement import Placement
@@ -27,6 +29,7 @@ class Run:
         history: metrics and evaluations; see `History`.
         compile_seconds, run_seconds: time spent compiling, and all the rest.
         interrupted: the run was stopped early, by Ctrl-C, a callback, or as `on_nan` says.
+        exchanges: of a batch that was trained by `jaxrl.pbt`.
     """
 
     agent: Any
@@ -35,12 +38,25 @@ class Run:
     compile_seconds: float
     run_seconds: float
     interrupted: bool
+    exchanges: Sequence[Exchange] = ()
 
     @property
     def iteration(self) -> Any:
         """Iterations done; of a batch, those of each member (members,)."""
         ran = ~np.isnan(self.history.env_steps)
         return self.history.first + ran.sum(axis=-1)
+
+    def rows(self, rows: np.ndarray) -> Run:
+        """The run of some members of a batch."""
+        agent, state = (
+            map_members(lambda x: x[rows], self.agent),
+            jax.tree.map(lambda x: x[rows], self.state),
+        )
+        return dataclasses.replace(self, agent=agent, state=state, history=self.history.rows(rows))
+
+    def without_replay(self) -> Run:
+        """The same with what its members need to act, not to train on."""
+        return dataclasses.replace(self, state=self.agent.without_replay(self.state))
 
     def __len__(self) -> int:
         if np.ndim(self.history.diverged_at) == 0:
@@ -56,17 +72,36 @@ class Run:
         return dataclasses.replace(self, agent=agent, state=state, history=self.history.member(i))
 
 
+class Rung(NamedTuple):
+    """Members of a successive halving that trained at once.
+
+    Attributes:
+        iteration: until when.
+        members: their numbers.
+        scores: what they were ranked by (members,), NaN where no episode had ended, minus infinity
+            of those that have diverged.
+    """
+
+    iteration: int
+    members: list[int]
+    scores: list[float]
+
+
 @dataclasses.dataclass(frozen=True)
 class Population:
     """What a sweep trained: a table of its members, and the batches that they trained in.
 
     Attributes:
-        table: a row per member, by number: its overrides and its "seed".
-        batches: the numbers of the members that trained together, and their run.
+        table: a row per member, by number: its overrides and its "seed"; of population-based
+            training, the values that it has in the end.
+        batches: the numbers of the members that trained together, and their run; of a successive
+            halving, of those that ended together.
+        rungs: of a successive halving.
     """
 
     table: list[dict[str, Any]]
     batches: list[tuple[list[int], Run]]
+    rungs: Sequence[Rung] = ()
 
     @classmethod
     def of_batches(
@@ -93,6 +128,22 @@ class Population:
         """That of all members (members, ...), NaN where one has no such iteration."""
         members = [members for members, _ in self.batches]
         return History.gather(members, [run.history for _, run in self.batches])
+
+    @property
+    def exchanges(self) -> Sequence[Exchange]:
+        """What members copied of each other in population-based training, else nothing."""
+        return self.batches[0][1].exchanges
+
+    def schedule(self, i: int) -> list[dict[str, Any]]:
+        """How the hyper-parameters of member `i` came to be, in population-based training.
+
+        A row for each exchange, in order: the "iteration" after which it was, the "member" whose
+        copy it is in the end, and that one's values from there on.
+        """
+        return [
+            {"iteration": e.iteration, "member": m, **{k: v[m] for k, v in e.values.items()}}
+            for e, m in zip(self.exchanges, ancestors(self.exchanges, i), strict=True)
+        ]
 
     @property
     def compile_seconds(self) -> float:

@@ -118,6 +118,14 @@ def chunk_over_environments(
     return lax.with_sharding_constraint(states, shardings), *results
 
 
+@partial(jax.jit, static_argnames=("mesh",), donate_argnums=(0,))
+def gather(states: Any, parents: Any, *, mesh: Any) -> Any:
+    """The states of the members' `parents` (members,), each under the root key that it has."""
+    gathered = jax.tree.map(lambda x: x[parents], states)._replace(key=states.key)
+    placed = named(mesh, jax.tree.map(lambda x: MEMBERS, states))
+    return lax.with_sharding_constraint(gathered, placed)
+
+
 @partial(jax.jit, static_argnames=("mesh", "episodes", "deterministic"))
 def evaluate_all(
     agents: Any, states: Any, keys: Any, *, mesh: Any, episodes: int, deterministic: bool

@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from jaxrl import files
+from jaxrl.training.exchange import Exchange
 from jaxrl.training.history import History
 from jaxrl.training.hosts import from_numpy, is_key
 from jaxrl.training.identity import ENVIRONMENT, checksum
@@ -34,6 +35,7 @@ class Saved(NamedTuple):
     states: Any
     history: History
     seconds: float  # that the run had taken, without compiling
+    exchanges: Sequence[Exchange] = ()  # of population-based training, so far
 
 
 def exists(folder: Path) -> bool:
@@ -66,6 +68,12 @@ def members(folder: Path) -> int:
     """How many members a folder's checkpoints hold; 0 where there is none to be read."""
     found = _newest_about(folder)
     return len(found[1]["belongs_to"]["seeds"]) if found else 0
+
+
+def belongs_to(folder: Path) -> dict[str, Any]:
+    """What a folder's newest checkpoint belongs to (`identity`); nothing where there is none."""
+    found = _newest_about(folder)
+    return found[1]["belongs_to"] if found else {}
 
 
 def read_history(folder: Path) -> History:
@@ -232,7 +240,8 @@ def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) 
     if checksum(states) != about["checksum"]:
         raise ValueError("its checksum is another")
     states = from_numpy(states, like)
-    return Saved(step, states, _history_until(folder, step, about), about["seconds"])
+    exchanges = [Exchange(**entry) for entry in about.get("exchanges", [])]
+    return Saved(step, states, _history_until(folder, step, about), about["seconds"], exchanges)
 
 
 def _read_states(manager: Any, folder: Path, step: int, like: Any) -> Any:
@@ -282,7 +291,7 @@ def _history_until(folder: Path, iteration: int, about: dict[str, Any]) -> Histo
         if first > history.stop:
             lose(first, f"{path.parent} has a gap")
         try:
-            history = history.then(_piece(path, number, first, stop))
+            history = history.followed_by(_piece(path, number, first, stop))
         except Exception as error:  # whatever a damaged file makes its reader raise
             lose(stop, f"{path} is damaged ({type(error).__name__})")
     if history.stop < iteration:

@@ -95,7 +95,7 @@ def sweep(
 
     trained: list[tuple[list[int], Run]] = []
     with closing(own):
-        members = _members(agent, settings_of(space, random, search_seed), seeds)
+        members = members_of(agent, settings_of(space, random, search_seed), seeds)
         programs = by_program([member.agent for member in members])
         for line in _announcements(members, programs):
             announce(line)
@@ -124,7 +124,7 @@ class Member(NamedTuple):
         return {**self.setting, "seed": self.seed}
 
 
-def _members(
+def members_of(
     agent: Agent, settings: list[dict[str, Any]], seeds: int | Sequence[int]
 ) -> list[Member]:
     """Every setting with every seed, seeds fastest."""

@@ -9,12 +9,16 @@ from experiments.command import printing
 from experiments.command.meter import Meter
 from experiments.runs.collect import Written
 from experiments.runs.formatting import interval_text, number, setting_text, words_of
-from jaxrl import Progress
+from jaxrl import History, Progress
 
 
 def report(batch, iteration, iterations, env_steps, seconds=1.0):
     metrics = {"episode_return": float("nan")}
-    return Progress(iteration, iterations, env_steps, 200, seconds, metrics, {}, [0], batch)
+    history = History(np.array([[env_steps]]), {}, {}, np.full(1, np.nan))
+    members = [batch]
+    return Progress(
+        iteration, iterations, env_steps, 200, seconds, metrics, {}, members, batch, history=history
+    )
 
 
 def test_the_meter_adds_up_batches(capsys):
@@ -33,6 +37,16 @@ def test_the_meters_rate_is_that_of_all_batches(capsys):
     meter(report(1, 2, 2, 200, seconds=6.0))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(", ")[-1] for line in lines] == ["100 steps/s", "100 steps/s", "50 steps/s"]
+
+
+def test_the_meter_counts_members_that_go_on_in_another_batch_once(capsys):
+    """As those do that a successive halving keeps."""
+    meter = Meter(total_steps=400)
+    meter(report(0, 1, 2, 100))
+    meter(report(1, 1, 2, 100)._replace(members=[0]))
+    meter(report(1, 2, 2, 400)._replace(members=[0]))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["25%", "100%"]
 
 
 def test_paths_with_brackets_are_shown_as_they_are(capsys):
