@@ -8,6 +8,8 @@ the key sweeps seeds, and a sharding spreads both over devices.
 import importlib.metadata
 
 from jaxrl.agent import Agent, Tag, derive, shared, static, traced
+from jaxrl.policies.export import export
+from jaxrl.policies.load import load
 from jaxrl.training import hosts, sinks
 from jaxrl.training.callbacks import Callback, Progress
 from jaxrl.training.checkpoint import Checkpoints
@@ -35,8 +37,10 @@ __all__ = [
     "Tag",
     "derive",
     "evaluate",
+    "export",
     "fused",
     "hosts",
+    "load",
     "override",
     "shared",
     "sinks",

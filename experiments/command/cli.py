@@ -1,4 +1,4 @@
-"""The `jaxrl` command: train, sweep, collect, data, eval, watch, plot, list, recipe, reproduce.
+"""The `jaxrl` command: train, sweep, collect, data, eval, export and others.
 
 Only the command that is asked for imports what it needs, so that `--help` and the listings answer
 at once. Bad input ends with one line on standard error and exit status 2, nothing compiled.
@@ -134,6 +134,16 @@ def eval_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def export_command(args: argparse.Namespace) -> int:
+    import jaxrl
+
+    jaxrl.use_compilation_cache()
+    from experiments.command.export import export
+
+    export(args)
+    return 0
+
+
 def watch_command(args: argparse.Namespace) -> int:
     from experiments.command.watch import watch
 
@@ -189,6 +199,7 @@ COMMANDS = {
     "collect": collect_command,
     "data": data_command,
     "eval": eval_command,
+    "export": export_command,
     "watch": watch_command,
     "plot": plot_command,
     "list": list_command,
