@@ -188,6 +188,11 @@ def add_saving(command: argparse.ArgumentParser) -> None:
         default=2,
         help="newest checkpoints to keep, besides the best (default: 2)",
     )
+    add(
+        "--keep-replay",
+        action="store_true",
+        help="on disk when the run has ended: to extend it by --steps exactly as if it had not",
+    )
 
 
 def add_logging(command: argparse.ArgumentParser) -> None:

@@ -306,4 +306,5 @@ class RunFolder:
     def _restore(self, batch: int, agent: Agent, members: int, which: str | int) -> restore.Saved:
         keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(members, np.uint32))
         like = jax.eval_shape(jax.vmap(agent.init), keys)
-        return restore.read(self.checkpoints / str(batch), like, which)
+        kept = agent.without_replay(like)  # to act takes no replay
+        return restore.read(self.checkpoints / str(batch), like, which, kept)

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxrl import files
 from jaxrl.agent import Agent, memoryless
+from jaxrl.parts.trees import by_name
 from jaxrl.policies import description
 from jaxrl.policies.card import card_of
 from jaxrl.policies.description import ARRAYS, CARD, DESCRIPTION, FORMAT
@@ -107,12 +108,6 @@ def _single(run: Trained) -> tuple[Agent, Any]:
     return agent, state
 
 
-def names_of(tree: Any) -> list[str]:
-    """A name for each leaf of a tree: its path, as in `params.params.Dense_0.kernel`."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
-
-
 def _read_arrays(agent: Agent, state: Any) -> dict[str, np.ndarray]:
     """The arrays of a state that its policy reads, deterministic or not, by name."""
     leaves, structure = jax.tree.flatten(state)
@@ -130,8 +125,8 @@ def _read_arrays(agent: Agent, state: Any) -> dict[str, np.ndarray]:
         used = {id(v) for equation in traced.eqns for v in equation.invars}
         used |= {id(v) for v in traced.outvars}
         read |= {i for i, v in enumerate(traced.invars[: len(leaves)]) if id(v) in used}
-    named = zip(names_of(state), leaves, strict=True)
-    return {name: to_numpy(x).copy("C") for i, (name, x) in enumerate(named) if i in read}
+    named = enumerate(by_name(state).items())
+    return {name: to_numpy(x).copy("C") for i, (name, x) in named if i in read}
 
 
 def _require_acting(agent: Agent, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.agent import Agent, Policy, memoryless
+from jaxrl.parts.trees import by_name
 from jaxrl.policies import description
 from jaxrl.policies.description import ARRAYS, DESCRIPTION
 from jaxrl.policies.standin import Box, Discrete
@@ -107,10 +108,8 @@ def restored(agent: Agent, arrays: Mapping[str, np.ndarray]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of training, which is not to come
         like = agent.without_replay(jax.eval_shape(agent.init, jax.random.key(0)))
-    places, structure = jax.tree_util.tree_flatten_with_path(like)
     left, leaves = dict(arrays), []
-    for path, shape in places:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+    for name, shape in by_name(like).items():
         array = left.pop(name, None)
         leaves.append(shape if array is None else _placed(name, array, shape))
     if left:
@@ -118,7 +117,7 @@ def restored(agent: Agent, arrays: Mapping[str, np.ndarray]) -> Any:
             f"{agent.name} has no {next(iter(left))} in its state: it was exported by another "
             "version of the agent"
         )
-    return jax.tree.unflatten(structure, leaves)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _placed(name: str, array: np.ndarray, shape: Any) -> jax.Array:

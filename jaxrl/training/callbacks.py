@@ -218,5 +218,10 @@ class Saving(Callback):
         new = progress.history.after(self.saved)
         score = (progress.history if progress.history.num_evaluations else new).score()
         taken = progress.history.steps_taken.tolist()
-        if self.store.save(progress.iteration, states, new, score, progress.seconds, taken):
+        has_ended = progress.iteration >= progress.iterations or (
+            min(taken) * len(taken) >= progress.total_steps
+        )
+        if self.store.save(
+            progress.iteration, states, new, score, progress.seconds, taken, has_ended
+        ):
             self.saved = progress.history

@@ -98,6 +98,15 @@ class Engine:
         rows = jax.tree.map(lambda x: x[:, : stop - t], rows)
         return History.of_chunk(t, rows["env_steps"], rows["metrics"], finite)
 
+    def refill(self, t: int) -> None:
+        """Give all members, after iteration t, the replay memories that were not kept.
+
+        Raises: ValueError where their agent cannot fill one again.
+        """
+        args = self.agents, self.states, np.int32(t)
+        run = self._compiled(programs.refill, *args, mesh=self.placement.mesh)
+        self.states = _awaited(run(*args))
+
     def evaluate(self, tag: Tag, t: int, episodes: int, deterministic: bool = True) -> Evaluation:
         """Evaluate all members by keys of this tag and number; NumPy (members, episodes).
 
