@@ -144,6 +144,19 @@ def export_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def render_command(args: argparse.Namespace) -> int:
+    # Read when mujoco is imported. Without a screen it draws by EGL, where that is installed.
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    import jaxrl
+
+    jaxrl.use_compilation_cache()
+    from experiments.command.render import render
+
+    render(args)
+    return 0
+
+
 def watch_command(args: argparse.Namespace) -> int:
     from experiments.command.watch import watch
 
@@ -200,6 +213,7 @@ COMMANDS = {
     "data": data_command,
     "eval": eval_command,
     "export": export_command,
+    "render": render_command,
     "watch": watch_command,
     "plot": plot_command,
     "list": list_command,

@@ -287,6 +287,17 @@ def add_export(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_render(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("run", metavar="DIR", type=Path)
+    add("--out", type=Path, required=True, help="NAME.gif, NAME.png, or of Brax NAME.html")
+    add_member(command, "all, side by side")
+    add_checkpoint(command)
+    add("--steps", type=positive, default=10_000, help="of an episode at most (default: 10,000)")
+    add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
+    add("--stochastic", action="store_true", help="sample actions instead of taking the best")
+
+
 def add_member(command: argparse.ArgumentParser, default: str) -> None:
     """Which member of a run."""
     which = command.add_mutually_exclusive_group()
@@ -343,6 +354,7 @@ COMMANDS = {
     "data": (add_data, "show what recorded data holds: episodes, returns, coverage"),
     "eval": (add_eval, "evaluate the trained agents of a run"),
     "export": (add_export, "write the policy of a trained agent into a folder of its own"),
+    "render": (add_render, "draw an episode of the trained agents of a run"),
     "watch": (add_watch, "show the curves of a run during training or after it"),
     "plot": (add_plot, "draw the learning curves of one or several runs"),
     "recipe": (add_recipe, "print the best setting of a run, for `--recipe FILE`"),

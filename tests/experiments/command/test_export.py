@@ -6,9 +6,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxrl
+from envs_jax.pictures import SIZE
 from experiments.command.cli import main
+from experiments.command.render import BAR, MARGIN, _steps
 from experiments.runs.folder import RunFolder
 from tests.helpers import assert_same
 
@@ -93,3 +96,47 @@ def test_of_a_run_that_was_killed_the_best_is_the_best_so_far(finished, tmp_path
     assert killed.chosen(None, best=True) == 2
     assert main(["export", str(folder), str(tmp_path / "out"), "--best", "--episodes", "2"]) == 0
     assert jaxrl.load(tmp_path / "out").about["about"]["member"] == 2
+
+
+# Pictures of episodes ---------------------------------------------------------------------------
+
+
+def test_members_are_drawn_side_by_side(finished, tmp_path, capsys):
+    def image(name, *words):
+        status, text = shown(capsys, "render", finished, "--out", tmp_path / name, *words)
+        assert status == 0, text
+        with Image.open(tmp_path / name) as picture:
+            return text, picture.size, getattr(picture, "n_frames", 1)
+
+    text, size, _ = image("a.png", "--steps", "7")
+    assert [line.split(":")[0] for line in text.splitlines()[:3]] == [
+        f"member {i} (seed={i})" for i in range(3)
+    ]
+    cell = (SIZE + MARGIN, SIZE + BAR + MARGIN)
+    assert size == (6 * cell[0] + MARGIN, 3 * cell[1] + MARGIN)
+    text, size, frames = image("a.gif", "--best", "--steps", "7")
+    assert text.startswith("member 1 (seed=1): return 7.00 in 7 steps")
+    assert (frames, size) == (7, (cell[0] + MARGIN, cell[1] + MARGIN))
+    _, size, _ = image("b.gif", "--steps", "7")
+    assert size == (2 * cell[0] + MARGIN, 2 * cell[1] + MARGIN)
+
+
+def test_what_cannot_be_drawn_is_one_line(finished, tmp_path, capsys):
+    for words, line in (
+        (["--out", tmp_path / "a.mp4"], "give a name that ends in .gif, .html, .png"),
+        (["--out", tmp_path / "a.html"], "a page shows one member: choose by --member I or --best"),
+        (["--out", tmp_path / "a.html", "--best", "--steps", "3"], "a page is Brax's alone"),
+        (["--out", tmp_path / "a.gif", "--member", "8"], "member 8 is outside 0..2"),
+    ):
+        status, text = shown(capsys, "render", finished, *words)
+        assert status == 2
+        assert line in text.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_long_episodes_are_shown_in_strides_and_sheets_from_first_to_last():
+    assert _steps(3, ".gif") == [0, 1, 2]
+    assert _steps(250, ".gif") == list(range(250))
+    assert _steps(501, ".gif") == list(range(0, 501, 3))
+    assert _steps(101, ".png") == [0, 20, 40, 60, 80, 100]
+    assert _steps(2, ".png") == [0, 1]
