@@ -182,9 +182,8 @@ def _mountain_car(state: Any, params: Any) -> Canvas:
     def beside(a: float, b: float) -> Point:
         return x + a * along[0] + b * up[0], height(x) + a * along[1] + b * up[1]
 
-    canvas.polygon(
-        [beside(*p) for p in ((-0.09, 0.03), (0.09, 0.03), (0.06, 0.11), (-0.06, 0.11))], BLUE
-    )
+    body = (-0.09, 0.03), (0.09, 0.03), (0.06, 0.11), (-0.06, 0.11)
+    canvas.polygon([beside(*corner) for corner in body], BLUE)
     for wheel in (-0.055, 0.055):
         canvas.disc(beside(wheel, 0.03), 0.03)
     return canvas
