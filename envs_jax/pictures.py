@@ -7,6 +7,7 @@ a colour for each channel, Brax by MuJoCo's renderer or its own viewer, and what
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -220,19 +221,33 @@ def _grid(obs: np.ndarray) -> np.ndarray:
 
 
 def _by_mujoco(env: Any, states: Sequence[Any]) -> list[np.ndarray]:
-    """Brax's states by MuJoCo's renderer, from the model's own camera where it has one."""
-    from brax.io import image
+    """Brax's states by MuJoCo's renderer, from the model's first camera where it has one.
 
-    camera = 0 if env.sys.mj_model.ncam else None
-    name = env.sys.mj_model.camera(0).name if camera == 0 else None
-    trajectory = [state.pipeline_state for state in states]
+    Brax's models have neither lights nor a background of their own: a brighter lamp, and white.
+    """
+    import mujoco
+
+    model = copy.copy(env.sys.mj_model)
+    model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.45, 0.6
+    data, camera = mujoco.MjData(model), 0 if model.ncam else -1
+    pictures = []
     try:
-        return [np.asarray(x) for x in image.render_array(env.sys, trajectory, SIZE, SIZE, name)]
+        with mujoco.Renderer(model, height=2 * SIZE, width=2 * SIZE) as renderer:
+            for state in states:
+                data.qpos, data.qvel = state.pipeline_state.q, state.pipeline_state.qd
+                mujoco.mj_forward(model, data)
+                renderer.update_scene(data, camera=camera)
+                picture = renderer.render()
+                renderer.enable_segmentation_rendering()
+                empty = renderer.render()[..., :1] < 0
+                renderer.disable_segmentation_rendering()
+                pictures.append(np.where(empty, np.uint8(255), picture))
     except Exception as error:  # of whatever library of graphics is missing
         line = " ".join(str(error).split())[:150]
         raise ValueError(
             f"MuJoCo cannot draw here ({line}): set MUJOCO_GL to egl or osmesa, or choose .html"
         ) from None
+    return [_fitted(Image.fromarray(x), Image.Resampling.LANCZOS) for x in pictures]
 
 
 def _rendered(env: Any, state: Any, params: Any) -> np.ndarray:

@@ -1,5 +1,8 @@
 """Pictures show what states say: where things are, by their colours."""
 
+import os
+import subprocess
+import sys
 import types
 from typing import Any, NamedTuple
 
@@ -113,3 +116,38 @@ def test_a_page_is_of_brax_alone():
     env, _ = envs_jax.make("CartPole-v1")
     with pytest.raises(ValueError, match="a page is Brax's alone; choose"):
         pictures.page(env, [types.SimpleNamespace()])
+
+
+HOPPER = """
+from types import SimpleNamespace
+import numpy as np
+from envs_jax import pictures
+from envs_jax.physics import quiet
+
+with quiet():
+    import brax.envs
+
+    env = brax.envs.get_environment("hopper", backend="generalized")
+q, qd = np.array(env.sys.init_q), np.zeros(env.sys.qd_size())
+states = []
+for height in (0.0, 0.5):
+    q[1] = height
+    states.append(SimpleNamespace(pipeline_state=SimpleNamespace(q=q.copy(), qd=qd)))
+for image in pictures.images(env, (), states, [np.zeros(11)] * 2):
+    assert image.shape == (pictures.SIZE, pictures.SIZE, 3)
+    brown = (image[..., 0] > image[..., 2] + 40).nonzero()[0]
+    print(brown.min(), int((image[0] == 255).all()))
+"""
+
+
+@pytest.mark.slow
+def test_brax_is_drawn_by_mujoco():
+    environment = os.environ | {"MUJOCO_GL": "egl"}  # read when mujoco is imported
+    command = [sys.executable, "-c", HOPPER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if "MuJoCo cannot draw here" in done.stderr:
+        pytest.skip("there is no library of graphics")
+    assert done.returncode == 0, done.stderr
+    (low, white), (high, _) = [map(int, line.split()) for line in done.stdout.splitlines()]
+    assert white == 1
+    assert high < low  # up is where rows are fewer
