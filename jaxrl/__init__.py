@@ -9,6 +9,8 @@ import importlib.metadata
 
 from jaxrl.agent import Agent, Tag, derive, shared, static, traced
 from jaxrl.masks import Masked
+from jaxrl.policies.export import export
+from jaxrl.policies.load import load
 from jaxrl.training import hosts, sinks
 from jaxrl.training.callbacks import Callback, Progress
 from jaxrl.training.checkpoint import Checkpoints
@@ -40,9 +42,11 @@ __all__ = [
     "Tag",
     "derive",
     "evaluate",
+    "export",
     "fused",
     "halving",
     "hosts",
+    "load",
     "optuna_search",
     "override",
     "pbt",

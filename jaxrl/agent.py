@@ -38,6 +38,7 @@ class Tag(enum.IntEnum):
     TEST = 5  # after it
     MEASURE = 6
     ADOPT = 7  # the root of a run that starts from what another has learnt
+    REFILL = 8  # of a replay that was not kept
 
 
 def derive(key: jax.Array, tag: Tag, t: int | jax.Array = 0) -> jax.Array:
@@ -357,6 +358,13 @@ class Agent:
     def without_replay(self, state: Any) -> Any:
         """A finished run's state without its replay memory, from which it can act, not train."""
         return state
+
+    def refilled(self, state: Any, t: jax.Array) -> Any:
+        """A state without its replay memory after iteration t, with one that is filled again.
+
+        Raises: ValueError where the agent does not say how.
+        """
+        raise ValueError(f"{self.name}: its replay memory was not kept, so it cannot train on")
 
     def adopt(self, state: Any) -> Any:
         """A state at the start of training with what another agent's `state` has learnt.

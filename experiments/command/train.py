@@ -24,8 +24,10 @@ from experiments.runs.experiment import Experiment
 from experiments.runs.folder import RunFolder
 from experiments.runs.search import PBT, Halving
 from experiments.runs.summary import Seconds, summarise
+from jaxrl import files
 from jaxrl.training import hosts, sinks
 from jaxrl.training.engine import compile_clock
+from jaxrl.training.memory import readable
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if problem:
         messages.error(problem)
         return messages.BAD_INPUT
-    print(f"{folder.path}: summary.json, metrics.npz, checkpoints, {', '.join(map(str, figures))}")
+    saved = f"checkpoints ({readable(files.size_of(folder.checkpoints))})"
+    print(f"{folder.path}: summary.json, metrics.npz, {saved}, {', '.join(map(str, figures))}")
     if not population.interrupted:
         return 0
     if args.on_nan == "stop" and bool((population.history.diverged_at >= 0).any()):
@@ -118,7 +121,9 @@ def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -
             "evaluations": experiment.evaluations,
             "announce": announce,
             "callbacks": callbacks,
-            "checkpoints": jaxrl.Checkpoints(folder.checkpoints, args.checkpoint_every, args.keep),
+            "checkpoints": jaxrl.Checkpoints(
+                folder.checkpoints, args.checkpoint_every, args.keep, args.keep_replay
+            ),
             "on_nan": args.on_nan,
             "memory": args.memory,
         }

@@ -43,7 +43,7 @@ from experiments.runs.config import (
 )
 from experiments.runs.experiment import Experiment
 from experiments.runs.formatting import steps_name
-from experiments.runs.saved import saved_history, saved_members
+from experiments.runs.saved import last_returns, saved_history, saved_members
 from experiments.runs.summary import arrays, training_arrays
 from jaxrl import files
 from jaxrl.agent import Agent
@@ -258,6 +258,25 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
+    def chosen(self, member: int | None, best: bool) -> int | None:
+        """The member that is asked for by its number or as the best one; None: no one.
+
+        The best has the highest mean return: in the final evaluation, or, of a run that has not
+        ended, as far as it was saved.
+
+        Raises: ValueError where no member has a return.
+        """
+        if not best:
+            return member
+        if self.has_ended:
+            rows = [row.get("final_return") for row in self.summary["members"]]
+            returns = [np.nan if x is None else float(x) for x in rows]
+        else:
+            returns = last_returns(self.metrics()).tolist()
+        if np.isnan(returns).all():
+            raise ValueError(f"{self.path}: --best: no member has a return yet")
+        return int(np.nanargmax(returns))
+
     def members(
         self, only: int | None = None, checkpoint: str | int = "newest"
     ) -> Iterator[TrainedMember]:
@@ -291,4 +310,5 @@ class RunFolder:
     def _restore(self, batch: int, agent: Agent, members: int, which: str | int) -> restore.Saved:
         keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(members, np.uint32))
         like = jax.eval_shape(jax.vmap(agent.init), keys)
-        return restore.read(self.checkpoints / str(batch), like, which)
+        kept = agent.without_replay(like)  # to act takes no replay
+        return restore.read(self.checkpoints / str(batch), like, which, kept)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.runs.config import Config, trained_agent
 from jaxrl.training import restore
 from jaxrl.training.history import History
@@ -69,3 +71,20 @@ def saved_history(checkpoints: Path, listing: dict[str, Any]) -> History:
     batches = listing["checkpoints"]
     parts = [restore.read_history(checkpoints / str(i)) for i in range(len(batches))]
     return History.gather(batches, parts)
+
+
+def last_returns(metrics: dict[str, np.ndarray]) -> np.ndarray:
+    """The mean return of each member's last evaluation (members,), NaN where there is none.
+
+    Without evaluations, of the newest tenth of its iterations in which training episodes ended.
+    """
+    if "evaluation_returns" in metrics:
+        rows, share = metrics["evaluation_returns"].mean(axis=2), 0.0
+    else:
+        rows, share = (
+            metrics.get("episode_return", np.full((len(metrics["steps"]), 1), np.nan)),
+            0.1,
+        )
+    finite = [row[np.isfinite(row)] for row in rows]
+    newest = [row[-max(1, int(share * len(row))) :] for row in finite]
+    return np.array([row.mean() if len(row) else np.nan for row in newest])

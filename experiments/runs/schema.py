@@ -93,6 +93,7 @@ class ConfigFile(Entries):
 class Member(Entries):
     hyperparameters: Values
     seed: Count
+    final_return: float | Literal["inf", "-inf"] | None = None
 
 
 class Setting(Entries):

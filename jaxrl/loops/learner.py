@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxrl import masks, spaces
 from jaxrl.agent import Agent, Hyperparameter, Tag, derive, shared, static, traced
-from jaxrl.loops.sources import Collected, CollectedState, Mixed, Recorded, Source
+from jaxrl.loops.sources import Collected, CollectedState, Explore, Mixed, Recorded, Source
 from jaxrl.parts.normalize import RunningMoments
 from jaxrl.parts.optimize import mean_over_steps
 from jaxrl.parts.replay import Batch, Dataset
@@ -205,13 +205,7 @@ class Learner(Agent):
         return LearnerState(key, learner, source_state, moments)
 
     def step(self, state: LearnerState, t: jax.Array) -> tuple[LearnerState, dict[str, jax.Array]]:
-        progress = self.progress(state, t)
-
-        def explore(obs, key):
-            obs = self.normalize(state.obs_moments, obs)
-            return self.explore(state.learner, obs, key, progress)
-
-        source = self.source()
+        source, explore = self.source(), self.explorer(state, t)
         source_state, seen, collected = source.advance(state.source, state.key, t, explore)
         moments = state.obs_moments
         if self.normalize_observations and seen is not None:
@@ -234,6 +228,16 @@ class Learner(Agent):
 
         learner, metrics = source.once_ready(t, learn, state.learner)
         return LearnerState(state.key, learner, source_state, moments), metrics | collected
+
+    def explorer(self, state: LearnerState, t: jax.Array) -> Explore:
+        """How it collects in iteration t."""
+        progress = self.progress(state, t)
+
+        def explore(obs, key):
+            obs = self.normalize(state.obs_moments, obs)
+            return self.explore(state.learner, obs, key, progress)
+
+        return explore
 
     def normalize(self, moments: RunningMoments, obs: Any) -> Any:
         """Observations as networks take them."""
@@ -280,3 +284,10 @@ class Learner(Agent):
         if not isinstance(state.source, CollectedState):
             return state
         return state._replace(source=state.source._replace(replay=None))
+
+    def refilled(self, state: LearnerState, t: jax.Array) -> LearnerState:
+        """The replay as full as it was, of what its policy collects by now."""
+        key = derive(state.key, Tag.REFILL, t)
+        explore = self.explorer(state, t)
+        source = self.collected().refilled(state.source.actors, key, t, explore)
+        return state._replace(source=source)

@@ -126,9 +126,27 @@ class Collected(NamedTuple):
     def init(self, key: jax.Array) -> tuple[CollectedState, jax.Array]:
         reset_key = derive(key, Tag.RESET)
         actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.record)
-        action = jax.eval_shape(self.random_action, key, actors.obs)
+        return self.emptied(actors), first_of(actors.obs)
+
+    def emptied(self, actors: Actors) -> CollectedState:
+        """These environments, and a replay that holds nothing."""
+        action = jax.eval_shape(self.random_action, jax.random.key(0), actors.obs)
         memory = replay.create(actors.obs, action, self.num_rows, self.lean)
-        return CollectedState(actors, memory), first_of(actors.obs)
+        return CollectedState(actors, memory)
+
+    def refilled(
+        self, actors: Actors, key: jax.Array, t: jax.Array, explore: Explore
+    ) -> CollectedState:
+        """A replay as full as after iteration t, of steps that are taken now.
+
+        `explore` acts, at random where iterations did before learning. `key` is a root of its own.
+        """
+        first = jnp.maximum(t - self.num_rows // self.num_steps, 0)
+
+        def again(i: jax.Array, state: CollectedState) -> CollectedState:
+            return self.advance(state, key, i, explore)[0]
+
+        return lax.fori_loop(first, t, again, self.emptied(actors))
 
     def advance(
         self, state: CollectedState, key: jax.Array, t: jax.Array, explore: Explore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -100,7 +101,7 @@ def train_batch(
     placement = Placement.of_environments() if data_parallel else Placement.of_members(members)
     engine = Engine(batch.agents, placement, schedule.length)
     belongs_to = identity(batch.agents, batch.seeds) | dict(batch.search)
-    store, saved = open_store(checkpoints, belongs_to, engine.like)
+    store, saved = open_store(checkpoints, belongs_to, engine.like, batch.agents.without_replay)
     evolution = Evolution(batch)
     with closing([store] if store else []):
         history = _begin(engine, batch, schedule, saved or start, evolution)
@@ -124,7 +125,10 @@ def train_batch(
 def _begin(
     engine: Engine, batch: Batch, schedule: Schedule, start: Saved | None, evolution: Evolution
 ) -> History:
-    """Give the engine its first states; the history up to there."""
+    """Give the engine its first states; the history up to there.
+
+    A replay memory that was not kept is filled again, with a warning, where there is more to do.
+    """
     first = 0 if start is None else start.history.first
     history = History.empty(len(batch.members), schedule.episodes, first)
     if start is None:
@@ -133,7 +137,21 @@ def _begin(
     evolution.restore(start.exchanges)
     engine.load(start.states, evolution.agents)
     engine.began -= start.seconds
-    return history.then(start.history)
+    history = history.then(start.history)
+    if start.is_without_replay and not _is_over(batch, schedule, history):
+        warnings.warn(
+            "its replay memory was not kept when it ended: the policy collects it anew, which "
+            "counts for nothing; from here on it is not the run that was never stopped",
+            stacklevel=4,
+        )
+        engine.refill(history.stop)
+    return history
+
+
+def _is_over(batch: Batch, schedule: Schedule, history: History) -> bool:
+    """Whether nothing is left to do after this history."""
+    taken = history.steps_taken
+    return history.stop >= schedule.last or bool((taken >= batch.agents.total_steps).all())
 
 
 def _loop(
@@ -145,9 +163,8 @@ def _loop(
     evolution: Evolution,
 ) -> tuple[History, bool]:
     """From the history's last iteration to the end, or to where a callback stops it."""
-    t, agree, total_steps = history.stop, engine.placement.agree, batch.agents.total_steps
-    over = t >= schedule.last or bool((history.steps_taken >= total_steps).all())
-    interrupted = False
+    t, agree = history.stop, engine.placement.agree
+    over, interrupted = _is_over(batch, schedule, history), False
     while not over:
         if schedule.exchanges(t):
             history = evolution.exchange(engine, history)

@@ -225,5 +225,8 @@ class Saving(Callback):
         reached = {"seconds": progress.seconds, "env_steps": taken}
         if progress.exchanges:
             reached["exchanges"] = [entry._asdict() for entry in progress.exchanges]
-        if self.store.save(progress.iteration, states, new, score, reached):
+        has_ended = progress.iteration >= progress.iterations or (
+            min(taken) * len(taken) >= progress.total_steps
+        )
+        if self.store.save(progress.iteration, states, new, score, reached, has_ended):
             self.saved = progress.history

@@ -118,6 +118,15 @@ class Engine:
         self.share = self.placement.share(agents)
         self.agents = self.placement.put_agents(self.share)
 
+    def refill(self, t: int) -> None:
+        """Give all members, after iteration t, the replay memories that were not kept.
+
+        Raises: ValueError where their agent cannot fill one again.
+        """
+        args = self.agents, self.states, np.int32(t)
+        run = self._compiled(programs.refill, *args, mesh=self.placement.mesh)
+        self.states = _awaited(run(*args))
+
     def evaluate(self, tag: Tag, t: int, episodes: int, deterministic: bool = True) -> Evaluation:
         """Evaluate all members by keys of this tag and number; NumPy (members, episodes).
 

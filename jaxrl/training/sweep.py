@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,14 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.agent import Agent
+from jaxrl.files import existing
 from jaxrl.parts.trees import nbytes
 from jaxrl.training import hosts
 from jaxrl.training.batches import Batch, train_batch
 from jaxrl.training.callbacks import Callback, OnNaN, Progress, closing, guarded
 from jaxrl.training.checkpoint import Checkpoints
-from jaxrl.training.engine import needed_bytes
+from jaxrl.training.engine import needed_bytes, shapes
 from jaxrl.training.members import shared_arrays, stack_agents
-from jaxrl.training.memory import Plan, available, plan
+from jaxrl.training.memory import Plan, available, plan, readable
 from jaxrl.training.population import Population, Run
 from jaxrl.training.schedule import Schedule
 from jaxrl.training.search import Space, override, require_few, settings_of
@@ -87,11 +89,16 @@ def sweep(
     announce = announce or (lambda line: None)
 
     def size_of(members: list[Member], number: int) -> tuple[int, float]:
-        if size is not None:
-            return size, 0.0
-        limit = available() if memory is None else memory
-        schedule = Schedule(members[0].agent.num_iterations, evaluations, episodes)
-        return _largest_batch(members, number, limit, schedule, checkpoints, announce)
+        chosen, seconds = size, 0.0
+        if chosen is None:
+            limit = available() if memory is None else memory
+            schedule = Schedule(members[0].agent.num_iterations, evaluations, episodes)
+            chosen, seconds = _largest_batch(
+                members, number, limit, schedule, checkpoints, announce
+            )
+        if checkpoints and (line := _disk_line(members, chosen, checkpoints)):
+            announce(line)
+        return chosen, seconds
 
     trained: list[tuple[list[int], Run]] = []
     with closing(own):
@@ -173,6 +180,25 @@ def _batches(
             seeds = [members[i].seed for i in chosen]
             yield Batch(number, chosen, agents, seeds, len(rows), compile_seconds)
             number, compile_seconds = number + 1, 0.0
+
+
+def _disk_line(members: list[Member], size: int, checkpoints: Checkpoints) -> str:
+    """What the checkpoints of a program take on the disk, in a line; "" where it is not much."""
+    agents = stack_agents([member.agent for member in members])
+    states = shapes(agents, len(members))
+    whole, kept = nbytes(states), nbytes(agents.without_replay(states))
+    at_once = min(size, len(members)) / len(members)
+    # While one is written the newest are there still, and so is the best, but for its replay.
+    during = (checkpoints.keep + 1) * (kept + at_once * (whole - kept)) + kept
+    after = (checkpoints.keep + 1) * (whole if checkpoints.keep_replay else kept)
+    if max(during, after) < WORTH_A_LINE:
+        return ""
+    free = shutil.disk_usage(existing(checkpoints.folder)).free
+    line = f"disk: checkpoints take up to {readable(during)} during training, {readable(after)} "
+    return f"{line}afterwards ({readable(free)} free)"
+
+
+WORTH_A_LINE = 2**30  # bytes
 
 
 def _largest_batch(
