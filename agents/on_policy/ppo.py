@@ -40,7 +40,7 @@ class PPO(OnPolicy):
     clip_rule: str = static(
         "hard",
         ("hard", "noise", "decay"),
-        "beyond the clip range: no gradient; all of it, at random; or as much as that in the mean",
+        "gradient beyond the clip range: none; all of it, at random (NSR); or that in expectation",
     )
     clip_noise: float = traced(
         0.2, "[0, 1)", "a step is kept if its ratio x U(1 +- this) is within the clip range"
