@@ -1,8 +1,8 @@
 """Active importance sampling: acting so that a policy gradient varies least.
 
 E_pi[A grad log pi] is estimated by (pi / q) A grad log pi, of actions of another policy q. Its
-covariance has the least trace where q is proportional to pi |A| ||grad log pi|| (Papini et al. 2024,
-arXiv:2405.05630). Policies are those of `parts.distributions`, with batch axes (...).
+covariance has the least trace where q is proportional to pi |A| ||grad log pi|| (Papini et al.
+2024, arXiv:2405.05630). Policies are those of `parts.distributions`, with batch axes (...).
 """
 
 from __future__ import annotations

@@ -29,13 +29,13 @@ def a2c(env, iterations=300, **changes):
 
 def minibatch(agent, size=16):
     """Random observations, advantages and targets; actions of the policy."""
-    state = jax.jit(agent.init)(KEY)
+    params = jax.jit(agent.init_params)(KEY, jnp.zeros(1))
     rng = np.random.default_rng(0)
     obs = jnp.asarray(rng.normal(size=(size, 1)), jnp.float32)
-    dist = agent.distribution(state.params, obs)
+    dist = agent.distribution(params, obs)
     action = dist.sample(KEY)
     numbers = [jnp.asarray(rng.normal(size=size), jnp.float32) for _ in range(3)]
-    return state.params, Batch(obs, action, dist.log_prob(action), *numbers)
+    return params, Batch(obs, action, dist.log_prob(action), *numbers)
 
 
 @pytest.mark.parametrize("continuous", [False, True])

@@ -9,6 +9,7 @@ import jaxrl
 from agents.on_policy.aisac import AISAC, Batch
 from jaxrl.parts.active_sampling import limited, moved, weighted_moments
 from jaxrl.parts.distributions import Normal
+from jaxrl.parts.rollout import Transition
 from tests.helpers import assert_close
 from tests.probes import (
     GAMMA,
@@ -53,7 +54,7 @@ def scattered(tree, scale=0.5):
 def test_the_expected_gradient_is_that_of_the_policy(continuous):
     """Over q of all actions at one observation: E_q[(pi/q) A grad log pi] = E_pi[A grad log pi]."""
     agent = aisac(ActionChoice(continuous), max_kl=0.3, hidden_sizes=(4,))
-    params = jax.jit(lambda key: scattered(agent.init(key).params))(KEY)
+    params = jax.jit(lambda key: scattered(agent.init_params(key, jnp.zeros(1))))(KEY)
     if continuous:
         action = jnp.linspace(-9, 9, 4001)[:, None]
         step = float(action[1, 0] - action[0, 0])
@@ -82,6 +83,32 @@ def test_the_expected_gradient_is_that_of_the_policy(continuous):
     assert apart > 0.1
     assert max(np.abs(x).max() for x in jax.tree.leaves(expected)) > 0.02
     assert_close(actual, expected, 1e-5)
+
+
+def test_targets_are_values_of_the_policy():
+    """Of one step's reward, by quadrature over q: E_q[target] = E_pi[r], whatever V is."""
+    agent = aisac(ActionChoice(continuous=True), max_kl=0.3, hidden_sizes=(4,))
+    action = jnp.linspace(-9, 9, 4001)[:, None]
+    obs, reward = jnp.full((len(action), 1), 0.4), jnp.sin(3 * action[:, 0]) + action[:, 0]
+
+    @jax.jit
+    def expectations(key):
+        params = scattered(agent.init_params(key, jnp.zeros(1)))
+        mixture = agent.behaviour(params, obs)
+        log_q = mixture.log_prob(action)
+        done = jnp.ones((1, len(action)), bool)
+        kept = {"log_prob": log_q[None]}
+        row = Transition(obs[None], action[None], reward[None], done, ~done, obs[None], kept)
+        values = jnp.full((1, len(action)), 0.7)
+        advantage, target = agent.estimate(params, obs[None], row, row.reward, values, values)
+        densities = jnp.exp(jnp.stack([mixture.policy.log_prob(action), log_q]))
+        weights = (action[1] - action[0]) * densities
+        return weights @ reward, weights[1] @ target[0], advantage[0] - (reward - 0.7)
+
+    (of_policy, of_mixture), actual, error = expectations(KEY)
+    assert abs(of_policy - of_mixture) > 0.05
+    assert actual == pytest.approx(float(of_policy), abs=1e-4)
+    np.testing.assert_allclose(error, 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("limit", [{"defensive": 1.0}, {"max_kl": 0.0}])
@@ -113,7 +140,7 @@ def test_the_fit_is_the_weighted_maximum_likelihood():
 
     @jax.jit
     def gradients(key):
-        policy = agent.distribution(scattered(agent.init(key).params), obs)
+        policy = agent.distribution(scattered(agent.init_params(key, jnp.zeros(1))), obs)
         batch = Batch(obs, action, *[weight] * 4)
         fitted = weighted_moments(policy, action, weight)
         of = jax.grad(agent.cross_entropy)
@@ -137,7 +164,7 @@ def test_a_network_arrives_at_the_best_density():
 
     @jax.jit
     def fit(key):
-        params = agent.init(key).params
+        params = agent.init_params(key, jnp.zeros(1))
         policy = agent.distribution(params, obs)
         log_q = Normal(0 * action, jnp.full(1, jnp.log(1.5))).log_prob(action)
         zeros = jnp.zeros(len(action))
