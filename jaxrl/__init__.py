@@ -8,6 +8,7 @@ the key sweeps seeds, and a sharding spreads both over devices.
 import importlib.metadata
 
 from jaxrl.agent import Agent, Tag, derive, shared, static, traced
+from jaxrl.folders import open_run
 from jaxrl.training import hosts, sinks
 from jaxrl.training.callbacks import Callback, Progress
 from jaxrl.training.checkpoint import Checkpoints
@@ -37,6 +38,7 @@ __all__ = [
     "evaluate",
     "fused",
     "hosts",
+    "open_run",
     "override",
     "shared",
     "sinks",

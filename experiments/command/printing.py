@@ -1,37 +1,17 @@
-"""What the `jaxrl` command prints on standard output: tables, and the results of a run."""
+"""What the `jaxrl` command prints on standard output: the results of a run, and of collecting."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from experiments.runs.formatting import interval_text, number, steps_name, value_text, words_of
+from experiments.command.tables import table
+from jaxrl.report.formatting import interval_text, number, single_text, steps_name, words_of
+from jaxrl.report.stats import FEW
 
 if TYPE_CHECKING:
     from experiments.runs.collect import Written
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Print a table; the columns named in `right` are aligned to the right.
-
-    Cells are shown as they are: rich would take `[obs]` for markup.
-    """
-    console = Console(highlight=False)
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        justify: Any = "right" if column in right else "left"
-        grid.add_column(Text(column), justify=justify, overflow="fold")
-    for row in rows:
-        grid.add_row(*map(Text, row))
-    if not console.is_terminal:  # a file or a pipe has no width to fit into
-        console.width = max(console.width, 200)
-    console.print(grid)
 
 
 def results(summary: dict[str, Any]) -> None:
@@ -41,7 +21,7 @@ def results(summary: dict[str, Any]) -> None:
         f"final return over {seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{summary['episodes_per_member']} fresh episodes each"
     )
-    _settings(summary["settings"])
+    _settings(summary["settings"], summary["best"])
     if len(summary["settings"]) > 1:
         print(f"best: {words_of(summary['best']['hyperparameters'])}")
     diverged = sum(not math.isfinite(member["final_return"]) for member in summary["members"])
@@ -52,23 +32,37 @@ def results(summary: dict[str, Any]) -> None:
     print(speed(summary))
 
 
-def _settings(settings: list[dict[str, Any]]) -> None:
-    """A row per setting: what sets it apart, then each of its measures with its interval."""
+def _settings(settings: list[dict[str, Any]], best: dict[str, Any]) -> None:
+    """A row per setting: what sets it apart, then each of its measures with its interval.
+
+    Of the return with several seeds also the interquartile mean, and of several settings how
+    likely a seed of the best returns more.
+    """
     names = list(settings[0]["hyperparameters"])
+    seeds, several = len(settings[0]["members"]), len(settings) > 1
     columns = list(names)
     for name in settings[0]["measures"]:
         title = name.replace("_", " ")
-        columns += [f"mean {title}" if name in ("return", "score") else title, "95%"]
-    columns[len(names) + 1] = "95% confidence interval"
+        columns += [f"mean {title}" if name in ("return", "score") else title, "95% t interval"]
+        if name == "return" and seeds > 1:
+            columns += ["IQM", "95% bootstrap", *(["P(best higher)"] if several else [])]
     for name in settings[0]["recorded"]:
-        columns += [f"mean {name}", "95%"]
-    rows = []
+        columns += [f"mean {name}", "95% t interval"]
+    right, rows = list(columns), []
     for setting in settings:
-        row = [value_text(setting["hyperparameters"][name]) for name in names]
-        for measure in (*setting["measures"].values(), *setting["recorded"].values()):
+        row = [single_text(setting["hyperparameters"][name]) for name in names]
+        for name, measure in (*setting["measures"].items(), *setting["recorded"].items()):
             row += [number(measure["mean"]), interval_text(measure["ci95"])]
-        rows.append(row)
-    table(columns, rows, right=columns)
+            if name == "return" and seeds > 1:
+                row += [number(measure["iqm"]), interval_text(measure["iqm_ci95"])]
+                row += [number(setting["improvement"]["probability"])] if several else []
+        rows.append([*row, *(["best" if setting is best else ""] if several else [])])
+    table([*columns, *([""] if several else [])], rows, right=right)
+    if 1 < seeds < FEW:
+        print(
+            f"intervals of {seeds} seeds say little: t's may reach beyond all possible returns, "
+            f"the bootstrap's are too narrow; --seeds {FEW} or more tell more"
+        )
 
 
 def speed(summary: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 import jaxrl
 from experiments.command import messages, printing
 from experiments.command.assemble import assemble, request_of
-from experiments.command.meter import Meter
 from experiments.runs import config as configuration
 from experiments.runs import curves
 from experiments.runs.experiment import Experiment
@@ -25,6 +24,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.summary import Seconds, summarise
 from jaxrl.training import hosts, sinks
 from jaxrl.training.engine import compile_clock
+from jaxrl.training.meter import Meter
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if problem:
         messages.error(problem)
         return messages.BAD_INPUT
-    print(f"{folder.path}: summary.json, metrics.npz, checkpoints, {', '.join(map(str, figures))}")
+    written = ["summary.json", "results.csv", "metrics.npz", "checkpoints", *map(str, figures)]
+    print(f"{folder.path}: {', '.join(written)}")
     if not population.interrupted:
         return 0
     if args.on_nan == "stop" and bool((population.history.diverged_at >= 0).any()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from jaxrl.training.checkpoint import Checkpoints
 from jaxrl.training.engine import needed_bytes
 from jaxrl.training.members import shared_arrays, stack_agents
 from jaxrl.training.memory import Plan, available, plan
+from jaxrl.training.meter import metered
 from jaxrl.training.population import Population, Run
 from jaxrl.training.schedule import Schedule
 from jaxrl.training.search import Space, override, require_few, settings_of
@@ -42,6 +44,7 @@ def sweep(
     on_nan: str = "report",
     data_parallel: bool = False,
     record: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> Population:
     """Train every setting with every seed, in one program per distinct static setting.
 
@@ -69,6 +72,8 @@ def sweep(
         data_parallel: members train one after the other, the environments of each spread over the
             local devices: for runs that are large, not many.
         record: names in the environment's `info` that are summed over each episode and shown.
+        progress: show a bar, in a terminal or a notebook, and what is announced above it;
+            elsewhere a few lines on standard error.
 
     Raises:
         ValueError: an unknown name, a value outside its range, an empty axis, no members, an
@@ -84,21 +89,28 @@ def sweep(
         raise ValueError(f"search_seed={search_seed}: must be at least 0")
     own = [*guarded(callbacks), OnNaN(on_nan)]
     size = 1 if data_parallel else batch_size
-    announce = announce or (lambda line: None)
+
+    def say(line: str) -> None:
+        if announce is not None:
+            announce(line)
+        elif meter is not None:
+            meter.say(line)
 
     def size_of(members: list[Member], number: int) -> tuple[int, float]:
         if size is not None:
             return size, 0.0
         limit = available() if memory is None else memory
         schedule = Schedule(members[0].agent.num_iterations, evaluations, episodes)
-        return _largest_batch(members, number, limit, schedule, checkpoints, announce)
+        return _largest_batch(members, number, limit, schedule, checkpoints, say)
 
     trained: list[tuple[list[int], Run]] = []
-    with closing(own):
+    with closing(own), contextlib.ExitStack() as stack:
         members = _members(agent, settings_of(space, random, search_seed), seeds)
+        meter = stack.enter_context(metered(progress, _total_steps(members)))
+        own = [*guarded([meter] if meter else []), *own]
         programs = by_program([member.agent for member in members])
         for line in _announcements(members, programs):
-            announce(line)
+            say(line)
         for batch in _batches(members, programs, size_of):
             schedule = Schedule(batch.agents.num_iterations, evaluations, episodes)
             folder = checkpoints.of_batch(batch.number) if checkpoints else None
@@ -138,6 +150,10 @@ def _members(
     return [
         Member(override(agent, setting), setting, seed) for setting in settings for seed in roots
     ]
+
+
+def _total_steps(members: list[Member]) -> int:
+    return sum(m.agent.num_iterations * m.agent.steps_per_iteration for m in members)
 
 
 def by_program(agents: list[Agent]) -> list[list[int]]:

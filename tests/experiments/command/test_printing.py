@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from experiments.command import printing
-from experiments.command.meter import Meter
 from experiments.runs.collect import Written
-from experiments.runs.formatting import interval_text, number, setting_text, words_of
 from jaxrl import Progress
+from jaxrl.report.formatting import interval_text, number, setting_text, words_of
+from jaxrl.training.meter import Meter
 
 
 def report(batch, iteration, iterations, env_steps, seconds=1.0):
