@@ -33,7 +33,9 @@ def profile(args: argparse.Namespace) -> None:
     if len(folders) > 1 and any(len(folder.summary["settings"]) > 1 for folder in folders):
         print("of a run of several settings its best")
     for env, (low, high) in compared.scales.items():
-        print(f"{env}: 0 is a return of {number(low)}, 1 one of {number(high)}")
+        given = env in dict(args.reference or ())
+        why = "" if given else f", the least and the highest seen; or --reference {env}=LOW,HIGH"
+        print(f"{env}: 0 is a return of {number(low)}, 1 one of {number(high)}{why}")
     print(out)
 
 

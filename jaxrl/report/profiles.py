@@ -65,7 +65,8 @@ def profile_figure(
 ) -> Figure:
     """Left, the share of runs above each score, with 95 % bands; right, interquartile means.
 
-    There are no bands where fewer than `FEW` runs would make them. Bands and intervals are of stratified bootstraps; `names` says what the scores' labels are.
+    Bands and intervals are of stratified bootstraps; bands of fewer than `FEW` runs are left out.
+    `names` says what the labels of the scores are.
 
     Raises: ValueError where no run has a finite score.
     """
@@ -102,11 +103,13 @@ def profile_figure(
 
 def _means(axes: Axes, compared: Sequence[Scores], label: str) -> None:
     """A bar per interval, the mean as a line within it, in the order and colours of the profile."""
+    height = min(0.5, 0.1 * len(compared))
     for i, scores in enumerate(compared):
         value, low, high = scores.iqm
         if np.isfinite(low):
-            axes.barh(i, high - low, left=low, height=0.5, color=f"C{i}", alpha=0.45)
-        axes.plot([value, value], [i - 0.25, i + 0.25], color=f"C{i}", linewidth=2.2)
+            axes.barh(i, high - low, left=low, height=height, color=f"C{i}", alpha=0.45)
+        ends = [i - height / 2, i + height / 2]
+        axes.plot([value, value], ends, color=f"C{i}", linewidth=2.2)
     axes.set_yticks(range(len(compared)), [scores.label for scores in compared])
     axes.set_ylim(len(compared) - 0.4, -0.6)
     axes.set_xlabel(f"interquartile mean of {label}")

@@ -104,8 +104,8 @@ def performance_profile(
 
     Raises: ValueError as `iqm_ci`.
     """
-    scores = _checked("performance_profile", strata, level)
-    above = [(x[~np.isnan(x), None] > np.asarray(thresholds)).astype(float) for x in scores]
+    scores = [x[:, None] for x in _checked("performance_profile", strata, level)]
+    above = [np.where(np.isnan(x), np.nan, x > np.asarray(thresholds)) for x in scores]
     return _bootstrap(_mean, above, level)
 
 
