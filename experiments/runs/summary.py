@@ -124,8 +124,9 @@ def results_text(experiment: Experiment, population: Population, evaluation: Eva
     named["final_length"] = np.where(missing, np.nan, evaluation.lengths).mean(axis=1)
     named |= {name: x.mean(axis=1) for name, x in recorded(evaluation).items()}
     history, unit = population.history, steps_name(experiment.unit)
+    diverged_at = [_iteration(x) for x in history.diverged_at]
     columns = results.member_columns(
-        population.table, named, history.steps_taken, history.diverged_at, unit
+        population.table, named, history.steps_taken, diverged_at, unit
     )
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -136,7 +137,8 @@ def results_text(experiment: Experiment, population: Population, evaluation: Eva
 
 def _cell(value: Any) -> str:
     value = value.item() if isinstance(value, np.generic) else value
-    return "" if isinstance(value, float) and np.isnan(value) else exact_text(value)
+    missing = value is None or (isinstance(value, float) and np.isnan(value))
+    return "" if missing else exact_text(value)
 
 
 def measures(
@@ -152,7 +154,7 @@ def measures(
     values = {"return": final}
     during = np.asarray(population.history.evaluations["returns"]).mean(axis=2)
     if during.shape[1]:
-        values["best_return"] = np.fmax(np.nanmax(during, axis=1), final)
+        values["best_return"] = np.fmax(np.fmax.reduce(during, axis=1), final)
     if experiment.recording is not None:
         for name, returns in list(values.items()):
             score = experiment.recording.score(returns)

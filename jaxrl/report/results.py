@@ -81,7 +81,7 @@ def member_columns(
     rows: Sequence[Mapping[str, Any]],
     measures: Mapping[str, np.ndarray],
     steps: np.ndarray,
-    diverged_at: np.ndarray,
+    diverged_at: Sequence[Any] | np.ndarray,
     unit: str = "env_steps",
 ) -> dict[str, Any]:
     """A table of members as columns: number, setting, seed, measures, steps and divergence."""
