@@ -13,6 +13,8 @@ from jaxrl.report.stats import FEW
 if TYPE_CHECKING:
     from experiments.runs.collect import Written
 
+BETTER = "P(best higher)"  # how likely a seed of the best setting returns more
+
 
 def results(summary: dict[str, Any]) -> None:
     """Print a summary's settings with mean and interval, then its times and its speed."""
@@ -43,11 +45,11 @@ def _settings(settings: list[dict[str, Any]], best: dict[str, Any]) -> None:
     columns = list(names)
     for name in settings[0]["measures"]:
         title = name.replace("_", " ")
-        columns += [f"mean {title}" if name in ("return", "score") else title, "95% t interval"]
+        columns += [f"mean {title}" if name in ("return", "score") else title, "95% t"]
         if name == "return" and seeds > 1:
-            columns += ["IQM", "95% bootstrap", *(["P(best higher)"] if several else [])]
+            columns += ["IQM", "95% bootstrap", *([BETTER] if several else [])]
     for name in settings[0]["recorded"]:
-        columns += [f"mean {name}", "95% t interval"]
+        columns += [f"mean {name}", "95% t"]
     right, rows = list(columns), []
     for setting in settings:
         row = [single_text(setting["hyperparameters"][name]) for name in names]
@@ -56,8 +58,10 @@ def _settings(settings: list[dict[str, Any]], best: dict[str, Any]) -> None:
             if name == "return" and seeds > 1:
                 row += [number(measure["iqm"]), interval_text(measure["iqm_ci95"])]
                 row += [number(setting["improvement"]["probability"])] if several else []
-        rows.append([*row, *(["best" if setting is best else ""] if several else [])])
-    table([*columns, *([""] if several else [])], rows, right=right)
+        mark = "best" if setting["members"] == best["members"] else ""
+        rows.append([*row, mark] if several else row)
+    columns += [""] if several else []
+    table(columns, rows, right, whole=[*names, ""], optional=["IQM", "95% bootstrap", BETTER])
     if 1 < seeds < FEW:
         print(
             f"intervals of {seeds} seeds say little: t's may reach beyond all possible returns, "

@@ -44,7 +44,7 @@ def single_text(value: Any) -> str:
     What is copied from a table is thus, to a program, the value that it was.
 
     >>> single_text(0.00021544346900318845), single_text((64, 64)), single_text(1e-4)
-    ('0.00021544347', '64x64', '0.0001')
+    ('0.00021544346', '64x64', '0.0001')
     """
     if isinstance(value, float):
         with np.errstate(over="ignore"):

@@ -52,8 +52,8 @@ def iqm_ci(*strata: ArrayLike, level: float = 0.95) -> Estimate:
     them, rounded down, is left out at each end. Of fewer than four it is the mean.
 
     >>> iqm, low, high = iqm_ci([0.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 900.0])
-    >>> iqm
-    array(5.5)
+    >>> float(iqm)
+    5.5
 
     Args:
         strata: runs (n, ...) of one environment each, on a common scale. A bootstrap draws as many
@@ -76,8 +76,8 @@ def probability_of_improvement(
     (Agarwal et al. 2021), with its stratified bootstrap interval.
 
     >>> probability, low, high = probability_of_improvement([[1.0, 3.0]], [[0.0, 1.0]])
-    >>> probability
-    array(0.875)
+    >>> float(probability)
+    0.875
 
     Args:
         strata, others: runs (n, ...) of each environment, in the same order; otherwise as `iqm_ci`.
