@@ -120,7 +120,7 @@ def test_few_seeds_are_said_to_tell_little(capsys):
 
 def test_a_narrow_terminal_does_without_what_is_optional(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    for width, last in (("55", "t"), ("90", "higher)")):
+    for width, last in (("55", "t"), ("110", "higher)")):
         monkeypatch.setenv("COLUMNS", width)
         printing.results(summary(seeds=8))
         text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
