@@ -8,6 +8,7 @@ the key sweeps seeds, and a sharding spreads both over devices.
 import importlib.metadata
 
 from jaxrl.agent import Agent, Tag, derive, shared, static, traced
+from jaxrl.folders import open_run
 from jaxrl.masks import Masked
 from jaxrl.policies.export import export
 from jaxrl.policies.load import load
@@ -47,6 +48,7 @@ __all__ = [
     "halving",
     "hosts",
     "load",
+    "open_run",
     "optuna_search",
     "override",
     "pbt",

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.command import messages, options
 
@@ -97,9 +98,9 @@ def collect_command(args: argparse.Namespace) -> int:
 
     jaxrl.use_compilation_cache()
     from experiments.command.assemble import assemble, request_of
-    from experiments.command.meter import Meter
     from experiments.command.printing import recordings
     from experiments.runs import collect
+    from jaxrl.training.meter import Meter
 
     experiment = assemble(request_of(args))
     out = args.out or Path("data") / args.env
@@ -165,6 +166,13 @@ def watch_command(args: argparse.Namespace) -> int:
 
 
 def plot_command(args: argparse.Namespace) -> int:
+    if args.profile:
+        from experiments.command.profile import profile
+
+        profile(args)
+        return 0
+    if args.reference:
+        raise ValueError("--reference has no effect without --profile")
     from experiments.runs import curves
     from experiments.runs.folder import RunFolder
 
@@ -183,6 +191,13 @@ def recipe_command(args: argparse.Namespace) -> int:
 
     show(args.run)
     return 0
+
+
+def open_run(path: str | Path) -> Any:
+    """What `jaxrl.open_run` gives: the engine knows this command, but no run folders."""
+    from experiments.runs.opened import open_run
+
+    return open_run(path)
 
 
 def list_command(args: argparse.Namespace) -> int:

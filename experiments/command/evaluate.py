@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 import jaxrl
-from experiments.command.printing import table
+from experiments.command.tables import table
 from experiments.runs.folder import RunFolder
-from experiments.runs.formatting import interval_text, number, setting_text
 from experiments.runs.summary import recorded
+from jaxrl.report.formatting import interval_text, number, setting_text
 from jaxrl.report.stats import mean_ci
 
 

@@ -10,7 +10,7 @@ import jax
 import jaxrl
 from experiments.runs.config import scalars
 from experiments.runs.folder import RunFolder, TrainedMember
-from experiments.runs.formatting import number, setting_text
+from jaxrl.report.formatting import number, setting_text
 
 
 def export(args: argparse.Namespace) -> None:

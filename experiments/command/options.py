@@ -359,7 +359,23 @@ def add_watch(command: argparse.ArgumentParser) -> None:
 
 def add_plot(command: argparse.ArgumentParser) -> None:
     command.add_argument("runs", metavar="DIR", type=Path, nargs="+")
-    command.add_argument("--out", type=Path, help="figure (default: DIR/curve.png, or curves.png)")
+    command.add_argument(
+        "--out", type=Path, help="figure (default: DIR/curve.png, or curves.png; profile.png)"
+    )
+    command.add_argument(
+        "--profile",
+        action="store_true",
+        help="performance profiles of final returns instead: by setting of one run, by agent of "
+        "several runs over environments",
+    )
+    command.add_argument(
+        "--reference",
+        metavar="ENV=LOW,HIGH",
+        type=env_reference,
+        action="append",
+        help="returns that scores of an environment are 0 and 1 at (default: the least and the "
+        "highest of the runs)",
+    )
 
 
 def add_recipe(command: argparse.ArgumentParser) -> None:
@@ -478,6 +494,14 @@ def two_numbers(text: str) -> tuple[float, float]:
             f"{text} is not two different numbers, such as -20.3,3234.3"
         )
     return low, high
+
+
+def env_reference(text: str) -> tuple[str, tuple[float, float]]:
+    """An environment and two different numbers."""
+    env, equals, ends = text.rpartition("=")
+    if not equals or not env:
+        raise argparse.ArgumentTypeError(f"{text} is not ENV=LOW,HIGH, such as CartPole-v1=20,500")
+    return env, two_numbers(ends)
 
 
 def names(text: str) -> tuple[str, ...]:

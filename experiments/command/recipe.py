@@ -10,8 +10,8 @@ import envs_jax
 from experiments.runs.config import scalars
 from experiments.runs.experiment import hyperparameters
 from experiments.runs.folder import RunFolder
-from experiments.runs.formatting import number
 from experiments.runs.recipes import Recipe
+from jaxrl.report.formatting import number
 
 
 def recipe_of(folder: RunFolder) -> Recipe:

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from envs_jax import pictures
 from experiments.runs.folder import RunFolder
-from experiments.runs.formatting import number, setting_text
 from jaxrl import files
+from jaxrl.report.formatting import number, setting_text
 from jaxrl.training.episode import Episode, episode
 
 KINDS = (".gif", ".html", ".png")

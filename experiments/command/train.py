@@ -17,7 +17,6 @@ from typing import Any
 import jaxrl
 from experiments.command import messages, printing
 from experiments.command.assemble import assemble, request_of
-from experiments.command.meter import Meter
 from experiments.runs import config as configuration
 from experiments.runs import curves
 from experiments.runs.experiment import Experiment
@@ -28,6 +27,7 @@ from jaxrl import files
 from jaxrl.training import hosts, sinks
 from jaxrl.training.engine import compile_clock
 from jaxrl.training.memory import readable
+from jaxrl.training.meter import Meter
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         messages.error(problem)
         return messages.BAD_INPUT
     saved = f"checkpoints ({readable(files.size_of(folder.checkpoints))})"
-    print(f"{folder.path}: summary.json, metrics.npz, {saved}, {', '.join(map(str, figures))}")
+    written = ["summary.json", "results.csv", "metrics.npz", saved, *map(str, figures)]
+    print(f"{folder.path}: {', '.join(written)}")
     if not population.interrupted:
         return 0
     if args.on_nan == "stop" and bool((population.history.diverged_at >= 0).any()):

@@ -14,12 +14,12 @@ import jaxrl
 from agents.offline.fqe import FQE
 from envs_jax import datasets
 from envs_jax.datasets import Recording
-from experiments.command.printing import table
+from experiments.command.tables import table
 from experiments.runs.folder import RunFolder, TrainedMember
-from experiments.runs.formatting import number, setting_text
 from jaxrl import spaces
 from jaxrl.parts import ope
 from jaxrl.parts.replay import Dataset
+from jaxrl.report.formatting import number, setting_text
 
 ROWS = 4096  # steps whose log-probabilities are computed at once
 

@@ -157,7 +157,7 @@ def experiment_of(config: Config) -> Experiment:
         env_id=config["env"],
         env_options=config["env_options"],
         agent=_agent(cls, env, env_params, config, values),
-        settings=[_values(cls, setting) for setting in config["settings"]],
+        settings=[typed_values(cls, setting) for setting in config["settings"]],
         seeds=config["seeds"],
         evaluations=config["evaluations"],
         episodes=config["episodes"],
@@ -184,10 +184,10 @@ def trained_agent(config: Config, values: Mapping[str, Any]) -> Agent:
 def _agent(cls: Any, env: Any, env_params: Any, config: Config, values: Mapping[str, Any]) -> Agent:
     env_values = {f"env.{k}": _value(None, v) for k, v in config["env_params"].items()}
     record = {"record": tuple(config["record"])}
-    return build(cls, env, env_params, env_values | _values(cls, values) | record)
+    return build(cls, env, env_params, env_values | typed_values(cls, values) | record)
 
 
-def _values(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def typed_values(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values from JSON in their own types; what is of none of them is for the agent to refuse."""
     types = {h.name: h.type for h in cls.hyperparameters()}
     return {name: _value(types.get(name), value) for name, value in values.items()}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.runs.folder import RunFolder
-from experiments.runs.formatting import setting_text
 from jaxrl.report import plots, schedules, sweeps
+from jaxrl.report.results import Setting, curves_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,25 +23,16 @@ def of_run(folder: RunFolder, name: str = "") -> list[plots.Curve]:
     Raises: ValueError where there are neither.
     """
     metrics = folder.metrics()
-    if "episode_return" not in metrics and "evaluation_returns" not in metrics:
-        raise ValueError(f"{folder.path} has no returns to draw: give it --evaluations")
-
+    during = {"env_steps": "evaluation_steps", "returns": "evaluation_returns"}
+    evaluations = {name: metrics[stored] for name, stored in during.items() if stored in metrics}
     search = folder.config["search"] or {}
-    are_exchanged = search.get("method") == "pbt"  # so that no setting is a member's own
-
-    def curve(setting: dict[str, Any]) -> plots.Curve:
-        rows, changes = setting["members"], setting["hyperparameters"]
-        own = f"member {rows[0]}" if are_exchanged else setting_text(changes)
-        label = " ".join(filter(None, [name, own]))
-        if "episode_return" in metrics:
-            chosen = [metrics[key][rows] for key in ("steps", "episode_return", "episodes")]
-            steps, returns = plots.bin_episodes(*chosen)
-        else:
-            steps = np.nanmax(metrics["evaluation_steps"][rows], axis=0)
-            returns = metrics["evaluation_returns"][rows].mean(axis=2)
-        return plots.Curve(label, steps, returns)
-
-    return [curve(setting) for setting in folder.listing["settings"]]
+    settings = [Setting(s["hyperparameters"], s["members"]) for s in folder.listing["settings"]]
+    if search.get("method") == "pbt":  # whose members change theirs: no setting is one's own
+        settings = [Setting({"member": s.members[0]}, s.members) for s in settings]
+    try:
+        return curves_of(settings, metrics["steps"], metrics, evaluations, name)
+    except ValueError as error:
+        raise ValueError(f"{folder.path}: {error} (--evaluations)") from None
 
 
 def draw(folders: list[RunFolder], out: Path) -> None:
@@ -53,10 +44,9 @@ def draw(folders: list[RunFolder], out: Path) -> None:
     curves = [c for f in folders for c in of_run(f, f.path.resolve().name if several else "")]
     subjects = {f"{f.config['agent']} on {f.config['env']}" for f in folders}
     title = subjects.pop() if len(subjects) == 1 else ""
-    labels = {"xlabel": " or ".join(sorted({f.unit for f in folders}))}
-    if any("episode_return" not in f.metrics() for f in folders):
-        labels["ylabel"] = "return of evaluations"
-    _save(plots.learning_curves(curves, title=title, **labels), out)
+    unit = " or ".join(sorted({f.unit for f in folders}))
+    labels = plots.labels_of(all("episode_return" in f.metrics() for f in folders), unit)
+    save(plots.learning_curves(curves, title=title, **labels), out)
 
 
 def draw_found(folder: RunFolder) -> list[Path]:
@@ -88,7 +78,7 @@ def draw_schedule(folder: RunFolder, out: Path) -> bool:
     figure = schedules.schedule_figure(
         steps, values, parents, best, title=_title(folder), xlabel=folder.unit
     )
-    _save(figure, out)
+    save(figure, out)
     return True
 
 
@@ -107,7 +97,7 @@ def draw_sweep(folder: RunFolder, out: Path) -> bool:
         return False
     final = np.asarray([member["final_return"] for member in listing["members"]], dtype=float)
     returns = [final[setting["members"]] for setting in listing["settings"]]
-    _save(sweeps.sweep_figure(settings, returns, title=_title(folder)), out)
+    save(sweeps.sweep_figure(settings, returns, title=_title(folder)), out)
     return True
 
 
@@ -115,7 +105,7 @@ def _title(folder: RunFolder) -> str:
     return f"{folder.config['agent']} on {folder.config['env']}"
 
 
-def _save(figure: Figure, out: Path) -> None:
+def save(figure: Figure, out: Path) -> None:
     try:
         plots.save(figure, out)
     except OSError as error:

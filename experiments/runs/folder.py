@@ -13,6 +13,7 @@
                    trained agents
     log.jsonl      means over members, a line for each chunk, written during training
     summary.json   final returns per member and per setting, steps, seconds
+    results.csv    a row for each member: setting, seed, what it reached
     curve.png      learning curves
 
 Members are numbered as in `members` of summary.json. Of several processes one writes.
@@ -42,16 +43,17 @@ from experiments.runs.config import (
     with_steps,
 )
 from experiments.runs.experiment import Experiment
-from experiments.runs.formatting import steps_name
 from experiments.runs.saved import last_returns, saved_history, saved_members
-from experiments.runs.summary import arrays, training_arrays
+from experiments.runs.summary import arrays, results_text, training_arrays
 from jaxrl import files
 from jaxrl.agent import Agent
+from jaxrl.report.formatting import steps_name
 from jaxrl.training import hosts, restore
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.training.population import Population
 
 CONFIG, SUMMARY, METRICS, LOG = "config.json", "summary.json", "metrics.npz", "log.jsonl"
+RESULTS = "results.csv"
 
 
 class TrainedMember(NamedTuple):
@@ -225,11 +227,12 @@ class RunFolder:
         evaluation: Evaluation,
         summary: dict[str, Any],
     ) -> None:
-        """Write metrics and summary of a population that was trained and evaluated.
+        """Write metrics, results and summary of a population that was trained and evaluated.
 
         Raises: OSError, as on a full disk.
         """
         self.write_config()
+        files.write_text(self.path / RESULTS, results_text(experiment, population, evaluation))
         with files.replacing(self.path / METRICS) as file:
             metrics: dict[str, Any] = arrays(experiment, population, evaluation)
             np.savez_compressed(file, **metrics)
@@ -306,6 +309,13 @@ class RunFolder:
                     own = {k: values[place] for k, values in saved.exchanges[-1].values.items()}
                     agent, setting = self.agent(rows[i]["hyperparameters"] | own), setting | own
                 yield TrainedMember(i, agent, state, setting, seed, saved.iteration)
+
+    def states(self, batch: int, agent: Agent, members: int) -> Any:
+        """The newest saved states of a batch of so many members, of which `agent` is one.
+
+        Raises: ValueError where they cannot be read.
+        """
+        return self._restore(batch, agent, members, "newest").states
 
     def _restore(self, batch: int, agent: Agent, members: int, which: str | int) -> restore.Saved:
         keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(members, np.uint32))

@@ -49,7 +49,7 @@ class ABSLengths(study.Study):
         jaxrl.use_all_cores()
         jaxrl.use_compilation_cache()
         from experiments.command.assemble import Request, assemble
-        from experiments.command.meter import Meter
+        from jaxrl.training.meter import Meter
 
         steps, seeds = settings["steps"], settings["seeds"]
         words = [f"{name}={value}" for name, value in settings["changes"].items()]

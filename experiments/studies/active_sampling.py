@@ -232,7 +232,7 @@ def learn(env: str, name: str, steps: int, seeds: int) -> dict[str, Any]:
     jaxrl.use_all_cores()
     jaxrl.use_compilation_cache()
     from experiments.command.assemble import Request, assemble
-    from experiments.command.meter import Meter
+    from jaxrl.training.meter import Meter
 
     agent_name, *words = AGENTS[name]
     if words:

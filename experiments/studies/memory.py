@@ -64,7 +64,7 @@ class Memory(study.Study):
         import jaxrl
 
         jaxrl.use_all_cores()
-        from experiments.command.meter import Meter
+        from jaxrl.training.meter import Meter
 
         task, name = cell.rsplit("/", 1)
         steps, seeds = settings["steps"], settings["seeds"]

@@ -168,7 +168,7 @@ def learnt(name: str, env: str, settings: dict[str, Any]) -> dict[str, Any]:
 
     jaxrl.use_all_cores()
     from experiments.command.assemble import Request, assemble
-    from experiments.command.meter import Meter
+    from jaxrl.training.meter import Meter
 
     steps, seeds = settings["steps"], settings["seeds"]
     request = Request(AGENTS[name][0], env, settings["hyperparameters"], steps=steps)

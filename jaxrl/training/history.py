@@ -176,6 +176,26 @@ class History(NamedTuple):
             self.first,
         )
 
+    def as_batch(self) -> History:
+        """That of a single member as one of several."""
+        return History(
+            self.env_steps[None],
+            {name: x[None] for name, x in self.metrics.items()},
+            {name: x[None] for name, x in self.evaluations.items()},
+            np.asarray([self.diverged_at]),
+            self.first,
+        )
+
+    def of_members(self, rows: list[int]) -> History:
+        """That of some of its members."""
+        return History(
+            self.env_steps[rows],
+            {name: x[rows] for name, x in self.metrics.items()},
+            {name: x[rows] for name, x in self.evaluations.items()},
+            self.diverged_at[rows],
+            self.first,
+        )
+
     @classmethod
     def gather(cls, members: list[list[int]], histories: list[History]) -> History:
         """Those of several batches as one, each with its members' numbers; NaN where it has none.

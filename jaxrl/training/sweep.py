@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import numbers
 import shutil
@@ -21,6 +22,7 @@ from jaxrl.training.checkpoint import Checkpoints
 from jaxrl.training.engine import needed_bytes, shapes
 from jaxrl.training.members import shared_arrays, stack_agents
 from jaxrl.training.memory import Plan, available, plan, readable
+from jaxrl.training.meter import metered
 from jaxrl.training.population import Population, Run
 from jaxrl.training.schedule import Schedule
 from jaxrl.training.search import Space, override, require_few, settings_of
@@ -44,6 +46,7 @@ def sweep(
     on_nan: str = "report",
     data_parallel: bool = False,
     record: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> Population:
     """Train every setting with every seed, in one program per distinct static setting.
 
@@ -71,6 +74,8 @@ def sweep(
         data_parallel: members train one after the other, the environments of each spread over the
             local devices: for runs that are large, not many.
         record: names in the environment's `info` that are summed over each episode and shown.
+        progress: show a bar, in a terminal or a notebook, and what is announced above it;
+            elsewhere a few lines on standard error.
 
     Raises:
         ValueError: an unknown name, a value outside its range, an empty axis, no members, an
@@ -86,26 +91,31 @@ def sweep(
         raise ValueError(f"search_seed={search_seed}: must be at least 0")
     own = [*guarded(callbacks), OnNaN(on_nan)]
     size = 1 if data_parallel else batch_size
-    announce = announce or (lambda line: None)
+
+    def say(line: str) -> None:
+        if announce is not None:
+            announce(line)
+        elif meter is not None:
+            meter.say(line)
 
     def size_of(members: list[Member], number: int) -> tuple[int, float]:
         chosen, seconds = size, 0.0
         if chosen is None:
             limit = available() if memory is None else memory
             schedule = Schedule(members[0].agent.num_iterations, evaluations, episodes)
-            chosen, seconds = _largest_batch(
-                members, number, limit, schedule, checkpoints, announce
-            )
+            chosen, seconds = _largest_batch(members, number, limit, schedule, checkpoints, say)
         if checkpoints and (line := _disk_line(members, chosen, checkpoints)):
-            announce(line)
+            say(line)
         return chosen, seconds
 
     trained: list[tuple[list[int], Run]] = []
-    with closing(own):
+    with closing(own), contextlib.ExitStack() as stack:
         members = members_of(agent, settings_of(space, random, search_seed), seeds)
+        meter = stack.enter_context(metered(progress, _total_steps(members)))
+        own = [*guarded([meter] if meter else []), *own]
         programs = by_program([member.agent for member in members])
         for line in _announcements(members, programs):
-            announce(line)
+            say(line)
         for batch in _batches(members, programs, size_of):
             schedule = Schedule(batch.agents.num_iterations, evaluations, episodes)
             folder = checkpoints.of_batch(batch.number) if checkpoints else None
@@ -145,6 +155,10 @@ def members_of(
     return [
         Member(override(agent, setting), setting, seed) for setting in settings for seed in roots
     ]
+
+
+def _total_steps(members: list[Member]) -> int:
+    return sum(m.agent.num_iterations * m.agent.steps_per_iteration for m in members)
 
 
 def by_program(agents: list[Agent]) -> list[list[int]]:

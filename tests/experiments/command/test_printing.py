@@ -1,15 +1,23 @@
 """Tables, and the meter of a run."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.command import printing
-from experiments.command.meter import Meter
 from experiments.runs.collect import Written
-from experiments.runs.formatting import interval_text, number, setting_text, words_of
 from jaxrl import History, Progress
+from jaxrl.report.formatting import (
+    exact_text,
+    interval_text,
+    number,
+    setting_text,
+    single_text,
+    words_of,
+)
+from jaxrl.training.meter import Meter
 
 
 def report(batch, iteration, iterations, env_steps, seconds=1.0):
@@ -70,3 +78,67 @@ def test_setting():
     setting = {"a": 1, "b": 0.00012345, "c": (64, 32), "d": True, "env.g": 9.8}
     assert setting_text(setting) == "a=1, b=0.0001234, c=64x32, d=true, env.g=9.8"
     assert words_of(setting) == "a=1 b=0.00012345 c=64x32 d=true env.g=9.8"
+
+
+def test_values_of_tables_are_those_of_single_precision():
+    values = [0.00021544346900318845, 1e-4, 0.1, 1e39, 1e-50, float("inf"), 3, True, (64, 32)]
+    texts = ["0.00021544346", "0.0001", "0.1", "1e+39", "1e-50", "inf", "3", "true", "64x32"]
+    assert [single_text(value) for value in values] == texts
+    for value, text in list(zip(values, texts, strict=True))[:3]:
+        assert np.float32(text) == np.float32(value)
+    assert exact_text(0.00021544346900318845) == "0.00021544346900318845"
+
+
+def summary(seeds):
+    """Of two settings, the second the best."""
+    interval = {"mean": 2.0, "ci95": [1.0, 3.0], "iqm": 2.5, "iqm_ci95": [1.5, 3.5]}
+    settings = [
+        {
+            "hyperparameters": {"rate": rate},
+            "members": list(range(i * seeds, (i + 1) * seeds)),
+            "measures": {"return": interval},
+            "recorded": {},
+            "improvement": {"probability": chance, "ci95": [0.5, 1.0]},
+        }
+        for i, (rate, chance) in enumerate([(0.00021544346900318845, 0.75), (0.1, float("nan"))])
+    ]
+    return {
+        **{"settings": settings, "best": settings[1], "episodes_per_member": 3},
+        **{"members": [{"final_return": 1.0}] * 2 * seeds, "unfinished_episodes": 0},
+        **{"unit": "environment steps", "env_steps": 8, "env_steps_per_second": 1.0},
+        **{"compile_seconds": 1.0, "run_seconds": 1.0},
+    }
+
+
+def shown(capsys):
+    return [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+
+def test_the_best_setting_is_marked_and_named(capsys):
+    printing.results(summary(seeds=8))
+    _, header, _, first, second, best, _ = shown(capsys)
+    assert " ".join(header) == "rate mean return 95% t IQM 95% bootstrap P(best higher)"
+    assert first == ["0.00021544346", "2.00", "[1.00,", "3.00]", "2.50", "[1.50,", "3.50]", "0.75"]
+    assert second[-2:] == ["-", "best"]
+    assert best == ["best:", "rate=0.1"]
+
+
+def test_few_seeds_are_said_to_tell_little(capsys):
+    printing.results(summary(seeds=2))
+    assert "intervals of 2 seeds say little" in capsys.readouterr().out
+    printing.results(summary(seeds=1))
+    _, header, *_ = lines = shown(capsys)
+    assert " ".join(header) == "rate mean return 95% t"  # one seed has no more to it
+    assert not any("intervals" in line for line in lines)
+
+
+def test_a_narrow_terminal_does_without_what_is_optional(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for width, last in (("55", "t"), ("110", "higher)")):
+        monkeypatch.setenv("COLUMNS", width)
+        printing.results(summary(seeds=8))
+        text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+        header, _, first, *_ = [line for line in text.splitlines()[1:] if line.strip()]
+        assert header.split()[-1] == last
+        assert first.split()[0] == "0.00021544346"
+        assert "best" in text.splitlines()[5]
