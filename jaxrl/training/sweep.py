@@ -83,7 +83,12 @@ def sweep(
     if search_seed < 0:
         raise ValueError(f"search_seed={search_seed}: must be at least 0")
     own = [*guarded(callbacks), OnNaN(on_nan)]
-    size = 1 if data_parallel else batch_size
+    on_host = getattr(agent.env, "on_host", False)
+    if on_host and (batch_size or 1) > 1:
+        raise ValueError(
+            f"batch_size={batch_size}: {agent.env.name} steps on the host, for one member at a time"
+        )
+    size = 1 if data_parallel or on_host else batch_size
     announce = announce or (lambda line: None)
 
     def size_of(members: list[Member], number: int) -> tuple[int, float]:
