@@ -31,8 +31,10 @@ def options(suite: str, name: str) -> dict[str, Any]:
     """{option: default}: those of the environment's own constructor."""
     spec = _spec(name)
     try:
-        creator = gymnasium.envs.registration.load_env_creator(spec.entry_point)
-        own = constructor_options(creator) | spec.kwargs
+        made_by = spec.entry_point
+        if isinstance(made_by, str):
+            made_by = gymnasium.envs.registration.load_env_creator(made_by)
+        own = constructor_options(made_by) | spec.kwargs
     except (ImportError, gymnasium.error.Error, TypeError, ValueError):
         own = dict(spec.kwargs)  # `build` says what is missing
     kinds = bool | int | float | str | tuple | None
@@ -145,7 +147,7 @@ class GymnasiumEnv(Environment):
         )
         time = jnp.where(terminated | truncated, 0, time)
         info = {"final_observation": final_obs}
-        return obs, state.replace(time=time), reward, terminated, truncated, info
+        return obs, HostState(state.batch, state.row, time), reward, terminated, truncated, info
 
     # On the host --------------------------------------------------------------------------------
 
@@ -178,7 +180,7 @@ class GymnasiumEnv(Environment):
         number, whole = int(batch[0]), np.arange(len(rows))
         if number not in self._batches:  # a run that was resumed
             self._fresh(number, seeds)
-        envs = self._batches[number]
+        envs: Any = self._batches[number]
         self._batches.move_to_end(number)
         if envs.num_envs != len(rows) or (rows != whole).any() or (batch != number).any():
             raise ValueError(

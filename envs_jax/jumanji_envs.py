@@ -78,6 +78,4 @@ class JumanjiEnv(SuiteEnv):
 
 
 def _vector(observation: Any) -> jax.Array:
-    return jnp.concatenate(
-        [jnp.ravel(x).astype(jnp.float32) for x in jax.tree.leaves(observation)]
-    )
+    return jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in jax.tree.leaves(observation)])

@@ -1,7 +1,7 @@
 """The rows of the catalogue for the suites of others, written down with the versions in README.md.
 
-name -> (observation, number of actions, time limit in steps). Where a suite has no time limit, 10000
-stands: its episodes end by themselves, almost always long before.
+name -> (observation, number of actions, time limit in steps). Where a suite has no time limit,
+10000 stands: its episodes end by themselves, almost always long before.
 """
 
 CRAFTAX = {

@@ -37,8 +37,8 @@ def _rules(xminigrid: Any, benchmark: str, id: str) -> Any:
             return xminigrid.load_benchmark(benchmark)
     except OSError as error:
         raise ValueError(
-            f"{id}: benchmark {benchmark} cannot be downloaded ({error}); XLAND_MINIGRID_DATA names "
-            "the folder where it is looked for"
+            f"{id}: benchmark {benchmark} cannot be downloaded ({error}); it is looked for in the "
+            "folder that XLAND_MINIGRID_DATA names"
         ) from None
 
 
