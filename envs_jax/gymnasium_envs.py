@@ -48,9 +48,8 @@ def build(suite: str, name: str, **settings: Any) -> GymnasiumEnv:
     take.
     """
     spec = _spec(name)
-    # The time limit is ours: a traced parameter, as everywhere else.
-    arguments = {"max_episode_steps": -1, "disable_env_checker": True, **settings}
-    make = partial(_make, name, arguments)
+    options = tuple(sorted(settings.items()))
+    make = partial(_make, name, options)
     try:
         env = make()
     except (ImportError, gymnasium.error.Error) as error:
@@ -61,7 +60,8 @@ def build(suite: str, name: str, **settings: Any) -> GymnasiumEnv:
     for kind, space in (("observation", seen), ("action", taken)):
         if not isinstance(space, _TAKEN):
             raise ValueError(f"{suite}/{name}: agents do not take its {kind}s, {space}")
-    return GymnasiumEnv(make, f"{suite}/{name}", seen, taken, spec.max_episode_steps or 10_000)
+    limit = spec.max_episode_steps or 10_000
+    return GymnasiumEnv(make, f"{suite}/{name}", options, seen, taken, limit)
 
 
 def _spec(name: str) -> Any:
@@ -72,7 +72,9 @@ def _spec(name: str) -> Any:
         raise ValueError(f"unknown environment 'gymnasium/{name}': {line}") from None
 
 
-def _make(name: str, arguments: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+def _make(name: str, options: tuple[tuple[str, Any], ...]) -> gymnasium.Env[Any, Any]:
+    # The time limit is ours: a traced parameter, as everywhere else.
+    arguments = {"max_episode_steps": -1, "disable_env_checker": True, **dict(options)}
     with quiet() if "mujoco" in str(gymnasium.spec(name).entry_point) else contextlib.nullcontext():
         env = gymnasium.make(name, **arguments)
     if isinstance(env.observation_space, _TAKEN):
@@ -100,8 +102,8 @@ class GymnasiumEnv(Environment):
     resets = "fresh"
     on_host = True  # members of a population train one after the other
 
-    def __init__(self, make: Any, name: str, seen: Any, taken: Any, limit: int):
-        self._make, self._name, self._limit = make, name, limit
+    def __init__(self, make: Any, name: str, options: Any, seen: Any, taken: Any, limit: int):
+        self._make, self._name, self._options, self._limit = make, name, options, limit
         self._seen, self._taken = _space(seen), _space(taken)
         self._first_seen = int(getattr(seen, "start", 0))  # discrete spaces may start elsewhere
         self._first_taken = int(getattr(taken, "start", 0))

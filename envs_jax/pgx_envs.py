@@ -17,7 +17,7 @@ Opponent = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 def options(suite: str, name: str) -> dict[str, Any]:
     """{option: default}."""
-    return OPTIONS | {"resets": "fresh", "opponent": "random"}
+    return OPTIONS | {"opponent": "random"}
 
 
 def build(suite: str, name: str, opponent: str | Opponent) -> PgxEnv:
@@ -41,8 +41,6 @@ class PgxEnv(SuiteEnv):
         opponent: "random", or `(observation float32, legal bool (n,), key) -> action`, or where one
             is: "my_package.my_module:name".
     """
-
-    resets = "fresh"  # a first position costs next to nothing
 
     def __init__(self, env: Any, name: str, opponent: str | Opponent):
         super().__init__(env, name)

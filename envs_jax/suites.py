@@ -39,7 +39,7 @@ class SuiteEnv(Environment):
     ours, so that an episode that is cut off is truncated and not terminated.
     """
 
-    resets = "pool"  # most of these suites generate a level for each episode
+    resets = "pool"  # they generate a level, or an opponent makes the first move
     pool_size = 16
     end_broken = False  # see `wrappers.finite`
 

@@ -22,7 +22,7 @@ def build(suite: str, name: str, benchmark: str | None = None) -> XMiniGridEnv:
     xminigrid = imported("xminigrid", suite, name)
     env, theirs = xminigrid.make(name)
     rules = None if benchmark is None else _rules(xminigrid, benchmark, f"{suite}/{name}")
-    return XMiniGridEnv(env, f"{suite}/{name}", theirs, rules)
+    return XMiniGridEnv(env, f"{suite}/{name}", theirs, benchmark, rules)
 
 
 def _rules(xminigrid: Any, benchmark: str, id: str) -> Any:
@@ -48,15 +48,15 @@ class XMiniGridEnv(SuiteEnv):
     The reward of the goal falls with the share of the time limit that was needed.
 
     Args:
-        rules: of XLand, a benchmark, of which every reset draws a ruleset.
+        benchmark, rules: of XLand, a benchmark and what it holds: every reset draws a ruleset.
     """
 
-    def __init__(self, env: Any, name: str, theirs: Any, rules: Any):
+    def __init__(self, env: Any, name: str, theirs: Any, benchmark: str | None, rules: Any):
         from xminigrid.core.constants import NUM_COLORS, NUM_TILES
 
         super().__init__(env, name)
         self._theirs = theirs
-        self._rules = rules
+        self._benchmark, self._rules = benchmark, rules
         self._symbols = (NUM_TILES, NUM_COLORS)
 
     @property
