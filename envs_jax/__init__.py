@@ -1,4 +1,4 @@
-"""Environments: one `make(id)` for four suites, all with gymnax 1.0's interface.
+"""Environments: one `make(id)` for many suites, all with gymnax 1.0's interface.
 
     env, env_params = envs_jax.make("CartPole-v1")
     env, env_params = envs_jax.make("brax/hopper", backend="generalized")
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from envs_jax.catalogue import REGISTERED, check_id, describe, list_envs, list_own, unknown
+from envs_jax.catalogue import REGISTERED, check_id, describe, is_own, list_envs, split, unknown
 
 __all__ = ["check", "describe", "list_envs", "make", "options", "register"]
 
@@ -41,12 +41,13 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
     observe so many frames at once, along the last axis.
     gymnax: `sticky` (0.0), the probability of repeating the last action (discrete actions only).
     brax: `backend` ("spring", "generalized", "positional" or "mjx"). playground: `impl` ("jax"
-    or "warp"). gymnax and brax also take the arguments of the environment's own constructor,
-    and so does one of your own: those that have a default.
+    or "warp"). pgx: `opponent`. navix: `observation`. xminigrid: `benchmark`. gymnax, brax and
+    gymnasium also take the arguments of the environment's own constructor, and so does one of your
+    own: those that have a default. README.md says more about each.
 
     Raises:
-        ValueError, one line: unknown id, option or choice; a value out of range; playground not
-            installed.
+        ValueError, one line: unknown id, option or choice; a value out of range; a suite that is
+            not installed.
     """
     module, defaults = _suite(id)
     for option in options:
@@ -55,11 +56,11 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
         _check_kind(id, option, options[option], defaults[option])
     # Defaults are filled in, so that one passed by name gives the same environment as one omitted.
     filled = {option: _hashable(value) for option, value in (defaults | options).items()}
-    if filled["resets"] not in _RESETS:
+    if filled.get("resets", "fresh") not in _RESETS:
         raise ValueError(f"{id}: {unknown('resets', filled['resets'], _RESETS)}")
-    if not isinstance(filled["end_broken"], bool):
+    if not isinstance(filled.get("end_broken", False), bool):
         raise ValueError(f"{id}: end_broken={filled['end_broken']} is not true or false")
-    size = filled["pool_size"]
+    size = filled.get("pool_size", 1)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**31:
         raise ValueError(f"{id}: pool_size={size} is not a whole number from 1 to {2**31 - 1:,}")
     changed = {name: x for name, x in options.items() if x != defaults[name]}
@@ -126,8 +127,8 @@ def options(id: str) -> dict[str, Any]:
 
 def _suite(id: str) -> tuple[Any, dict[str, Any]]:
     """The module of an environment's suite, and the options that it takes for it."""
-    suite, _, name = id.rpartition("/")
-    if ":" in id or id in list_own():
+    suite, name = split(id)
+    if is_own(id):
         module = importlib.import_module("envs_jax.own_envs")
     else:
         check_id(id)
@@ -140,14 +141,21 @@ _MODULES = {
     "brax": "brax_envs",
     "mjx": "brax_envs",
     "playground": "playground_envs",
+    "craftax": "craftax_envs",
+    "pgx": "pgx_envs",
+    "jumanji": "jumanji_envs",
+    "xminigrid": "xminigrid_envs",
+    "navix": "navix_envs",
+    "gymnasium": "gymnasium_envs",
 }
 
 
 @cache
 def _build(module: Any, id: str, options: tuple[tuple[str, Any], ...], try_out: bool) -> Any:
     settings = dict(options)
-    own = {name: settings.pop(name) for name in ("resets", "pool_size", "end_broken")}
-    suite, _, name = id.rpartition("/")
+    of_all = ("resets", "pool_size", "end_broken")
+    own = {name: settings.pop(name) for name in of_all if name in settings}
+    suite, name = split(id)
     changes = {
         option: settings.pop(option)
         for option in _CHANGES

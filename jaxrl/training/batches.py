@@ -97,7 +97,12 @@ def train_batch(
     A member whose loss, returns or parameters are not finite trains on, to no effect on the others;
     from there on its metrics and returns are NaN, which is "missing" everywhere.
     """
-    members = len(batch.members)
+    members, env = len(batch.members), batch.agents.env
+    if getattr(env, "on_host", False) and (members > 1 or data_parallel):
+        raise ValueError(
+            f"{env.name} steps on the host, for one member at a time on one device: not for "
+            f"{members} with data_parallel={data_parallel}"
+        )
     placement = Placement.of_environments() if data_parallel else Placement.of_members(members)
     engine = Engine(batch.agents, placement, schedule.length)
     belongs_to = identity(batch.agents, batch.seeds) | dict(batch.search)

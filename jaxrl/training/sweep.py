@@ -58,7 +58,8 @@ def sweep(
         seeds: how many (0..n-1), or which.
         random: draw this many settings instead of the grid.
         search_seed: of what is drawn: another one, other settings.
-        batch_size: train at most this many members at once, one batch after the other.
+        batch_size: train at most this many members at once, one batch after the other. One, where
+            the environment steps on the host.
         memory: bytes that a program may take on the local devices together, on a CPU with what a
             save copies; None: what they have.
             Members that do not fit train in the largest batches that do, and the replay memories of
@@ -91,6 +92,8 @@ def sweep(
         raise ValueError(f"search_seed={search_seed}: must be at least 0")
     own = [*guarded(callbacks), OnNaN(on_nan)]
     size = 1 if data_parallel else batch_size
+    if size is None and getattr(agent.env, "on_host", False):
+        size = 1
 
     def say(line: str) -> None:
         if announce is not None:
