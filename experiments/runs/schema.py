@@ -71,6 +71,8 @@ class ConfigFile(Entries):
 class Member(Entries):
     hyperparameters: Values
     seed: Count
+    final_return: float | None = None
+    diverged_at: Count | None = None
 
 
 class Setting(Entries):
@@ -86,6 +88,8 @@ class SummaryFile(Entries):
     checkpoints: list[list[Count]] = []  # folders that are too old have none
     interrupted: bool
     resumes: Count = 0
+    compile_seconds: float = 0.0
+    run_seconds: float = 0.0
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> SummaryFile:
