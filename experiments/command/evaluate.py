@@ -12,7 +12,7 @@ from experiments.command.tables import table
 from experiments.runs.folder import RunFolder
 from experiments.runs.summary import recorded
 from jaxrl.report.formatting import interval_text, number, setting_text
-from jaxrl.report.stats import mean_ci
+from jaxrl.report.stats import iqm_ci, mean_ci
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -46,6 +46,7 @@ def evaluate(args: argparse.Namespace) -> None:
     columns += ["mean return", "95% over episodes", "mean length"]
     columns += [f"mean {name}" for name in names]
     table(columns, rows, right=[c for c in columns if c != "setting"])
-    mean, *interval = map(float, mean_ci(means))
     if len(means) > 1:
-        print(f"mean over members {number(mean)}, 95% {interval_text(interval)}")
+        for name, estimate in (("mean", mean_ci(means)), ("IQM", iqm_ci(means))):
+            value, *interval = map(float, estimate)
+            print(f"{name} over members {number(value)}, 95% {interval_text(interval)}")

@@ -128,6 +128,8 @@ def _history(folder: RunFolder) -> History:
 def _evaluated(folder: RunFolder) -> dict[str, np.ndarray]:
     """What the final evaluation gave, by the names of `Population.final`."""
     final = {k: x for k, x in folder.metrics().items() if k.startswith("final_")}
+    if "final_returns" not in final:
+        raise ValueError(f"{folder.path / 'metrics.npz'}: final_returns is missing")
     missing = np.isnan(final["final_returns"])
     named = {"final_returns": "final_return", "final_lengths": "final_length"}
     return {

@@ -46,11 +46,9 @@ def compare(folders: Sequence[RunFolder], references: Mapping[str, Scale]) -> Co
     if len(folders) == 1:
         settings, returns = final_returns(folders[0])
         values = [setting.hyperparameters for setting in settings]
-        scores = of_settings(values, returns)
-        names = ", ".join(sweeps.varied(values))
-        scores = scores if names else [Scores(folders[0].config["agent"], returns)]
-        scales = dict(references)
-        return Comparison([scaled(s, envs, scales) for s in scores], names or "agent", scales)
+        scores, scales = of_settings(values, returns, folders[0].config["agent"]), dict(references)
+        names = ", ".join(sweeps.varied(values)) or "agent"
+        return Comparison([scaled(s, envs, scales) for s in scores], names, scales)
     names, groups = _groups(folders)
     _require_same(groups, envs)
     scores = [Scores(label, [group[env] for env in envs]) for label, group in groups.items()]

@@ -94,6 +94,7 @@ class Member(Entries):
     hyperparameters: Values
     seed: Count
     final_return: float | Literal["inf", "-inf"] | None = None
+    diverged_at: Count | None = None
 
 
 class Setting(Entries):
@@ -122,6 +123,8 @@ class SummaryFile(Entries):
     exchanges: list[Exchange] = []  # of population-based training
     interrupted: bool
     resumes: Count = 0
+    compile_seconds: float = 0.0
+    run_seconds: float = 0.0
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> SummaryFile:

@@ -39,15 +39,15 @@ class Scores:
 
 
 def of_settings(
-    settings: Sequence[Mapping[str, Any]], returns: Sequence[np.ndarray]
+    settings: Sequence[Mapping[str, Any]], returns: Sequence[np.ndarray], name: str
 ) -> list[Scores]:
     """Final returns by setting; of more than `MAX_CURVES` the `BEST`, by their means, best first.
 
-    Labels are the values of what differs, as `varied` names it.
+    Labels are the values of what differs, as `varied` names it; `name` where nothing does.
     """
     names = list(varied(settings))
     scores = [
-        Scores(", ".join(value_text(setting[name]) for name in names), [x])
+        Scores(", ".join(value_text(setting[k]) for k in names) or name, [x])
         for setting, x in zip(settings, returns, strict=True)
     ]
     if len(scores) <= MAX_CURVES:

@@ -338,5 +338,6 @@ class Population:
         returns = [self.final["final_return"][setting.members] for setting in self.settings]
         if what == "sweep":
             return plots.shown(sweeps.sweep_figure(settings, returns, title=title))
-        scores, names = profiles.of_settings(settings, returns), ", ".join(sweeps.varied(settings))
+        scores = profiles.of_settings(settings, returns, agent.name)
+        names = ", ".join(sweeps.varied(settings))
         return plots.shown(profiles.profile_figure(scores, title, names=names))

@@ -37,10 +37,11 @@ def test_few_runs_have_no_bands_and_equal_ones_an_axis():
 def test_of_many_settings_the_best_are_shown():
     settings = [{"rate": i / 10, "n": 3} for i in range(10)]
     returns = [np.array([float(i), i + 2.0]) for i in range(9)] + [np.full(2, np.nan)]
-    labels = [scores.label for scores in of_settings(settings, returns)]
+    labels = [scores.label for scores in of_settings(settings, returns, "ppo")]
     assert labels == ["0.8", "0.7", "0.6", "0.5", "0.4"]
-    assert [scores.label for scores in of_settings(settings[:3], returns[:3])] == [
+    assert [scores.label for scores in of_settings(settings[:3], returns[:3], "ppo")] == [
         "0",
         "0.1",
         "0.2",
     ]
+    assert [scores.label for scores in of_settings([{}], returns[:1], "ppo")] == ["ppo"]
