@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -20,18 +21,25 @@ if TYPE_CHECKING:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
     """Print a table; the columns named in `right` are aligned to the right.
 
-    Cells are shown as they are: rich would take `[obs]` for markup.
+    Cells are shown as they are: rich would take `[obs]` for markup. Only text is broken into lines,
+    between words: names and numbers are whole, also in a terminal that is too narrow for them.
     """
     console = Console(highlight=False)
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
+    rows = [[str(cell) for cell in row] for row in rows]
+    for i, column in enumerate(columns):
         justify: Any = "right" if column in right else "left"
-        grid.add_column(Text(column), justify=justify, overflow="fold")
+        cells = [column, *(row[i] for row in rows)]
+        is_text = any(len(cell.split()) > 3 for cell in cells)  # an interval is two words
+        least = None if is_text else max(map(len, cells))
+        grid.add_column(Text(column), justify=justify, no_wrap=not is_text, min_width=least)
     for row in rows:
         grid.add_row(*map(Text, row))
     if not console.is_terminal:  # a file or a pipe has no width to fit into
         console.width = max(console.width, 200)
-    console.print(grid)
+    whole = Measurement.get(console, console.options.update(width=10_000), grid)
+    console.width = max(console.width, whole.minimum)
+    console.print(grid, soft_wrap=True)
 
 
 def results(summary: dict[str, Any]) -> None:
