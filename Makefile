@@ -49,7 +49,7 @@ bench: setup  ## speed beside rejax, measured: all rows, or one by ROW=NAME
 
 docs: setup  ## the site, into site/: strict, with the figures that it lacks
 	@$(BIN)/python docs/figures.py
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: setup  ## style, types and spelling
 	$(BIN)/ruff check .

@@ -58,7 +58,7 @@ def page(name: str) -> str:
         hyperparameter_table(cls),
         f"## Metrics\n\n{metrics_table(name)}",
         results(name),
-        f"## Code\n\n`{Path(inspect.getfile(cls)).relative_to(ROOT)}`",
+        f"## Code\n\n`{cls.__module__.replace('.', '/')}.py`",
         f"::: {cls.__module__}.{cls.__name__}\n    options:\n      heading_level: 3\n"
         "      show_docstring_description: false\n      show_bases: true\n      members: []",
     ]
