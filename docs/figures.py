@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent / "figures"
 
 # Figure -> what `jaxrl` trains for it, and which of the run folder's figures it is. The README's,
-# which is kept, is that of `make demo`; the others take seconds.
+# which is kept, is that of `make demo`; the other takes seconds.
 DEMO = "sweep ppo CartPole-v1 learning_rate=log:1e-4:1e-2:16 --seeds 4 --steps 100000"
 GRID = (
     "sweep ppo CartPole-v1 learning_rate=log:3e-4:1e-2:4 gae_lambda=0.5,0.8,0.95 --seeds 2 "
@@ -22,7 +22,6 @@ GRID = (
 )
 FIGURES = {
     "sweep.png": (DEMO, "sweep.png"),
-    "curves.png": (GRID, "curve.png"),
     "grid.png": (GRID, "sweep.png"),
 }
 
