@@ -235,13 +235,13 @@ def add_logging(command: argparse.ArgumentParser) -> None:
     add(
         "--wandb",
         metavar="PROJECT",
-        help="a run of Weights & Biases as well (offline with WANDB_MODE=offline)",
+        help="a run of Weights & Biases for each member as well (offline with WANDB_MODE=offline)",
     )
     add(
         "--log-member",
         metavar="I",
         type=natural,
-        help="TensorBoard and Weights & Biases get this member (default: the mean)",
+        help="TensorBoard and Weights & Biases get this member alone (default: the mean, and all)",
     )
 
 

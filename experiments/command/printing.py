@@ -83,7 +83,7 @@ def _settings(
         mark = "best" if setting["members"] == best["members"] else ""
         rows.append([*row, mark] if several else row)
     columns += [""] if several else []
-    table(columns, rows, right, whole=[*names, ""], optional=["IQM", "95% bootstrap", BETTER])
+    table(columns, rows, right, optional=["IQM", "95% bootstrap", BETTER])
     if 1 < seeds < FEW:
         print(
             f"intervals of {seeds} seeds say little: t's may reach beyond all possible returns, "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import re
 import shlex
 import time
@@ -111,8 +112,9 @@ def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -
         announce: Callable[[str], None] | None = None
         callbacks: list[jaxrl.Callback | Meter] = []
         if hosts.is_writer():
+            logs = logs_of(args, folder, experiment)  # before the bar: they print what they set up
             meter = shown.enter_context(Meter(experiment.total_steps))
-            announce, callbacks = meter.say, [meter, *logs_of(args, folder)]
+            announce, callbacks = meter.announce, [meter, *logs]
             if experiment.recipe:
                 meter.say(experiment.recipe_line())
             if moved := configuration.moved(folder.config):
@@ -148,12 +150,25 @@ class WriteDown(jaxrl.Callback):
             self.is_written = True
 
 
-def logs_of(args: argparse.Namespace, folder: RunFolder) -> list[jaxrl.Callback]:
+def logs_of(
+    args: argparse.Namespace, folder: RunFolder, experiment: Experiment
+) -> list[jaxrl.Callback]:
     """Where the run's progress is written to, as the options say."""
     logs: list[jaxrl.Callback] = [WriteDown(folder), sinks.JsonLines(folder.log)]
     if args.tensorboard:
         logs.append(sinks.TensorBoard(folder.path / "tensorboard", args.log_member))
     if args.wandb is not None:
-        options = {"dir": str(folder.path)}
-        logs.append(sinks.Wandb(args.wandb, folder.config, args.log_member, **options))
+        # The same runs after a resume: what began this one tells it from all others.
+        began = f"{folder.config.get('created')} {folder.config.get('command')}"
+        logs.append(
+            sinks.Wandb(
+                args.wandb,
+                {name: folder.config[name] for name in ("agent", "env", "hyperparameters")},
+                args.log_member,
+                table=experiment.table,
+                id=hashlib.sha256(began.encode()).hexdigest()[:8],
+                group=folder.path.resolve().name,
+                dir=str(folder.path),
+            )
+        )
     return logs

@@ -44,6 +44,11 @@ class Experiment:
         return len(self.settings) * len(self.seeds)
 
     @property
+    def table(self) -> list[dict[str, Any]]:
+        """What sets each member apart, and its seed, by number."""
+        return [setting | {"seed": seed} for setting in self.settings for seed in self.seeds]
+
+    @property
     def total_steps(self) -> int:
         """Steps of all members together, in the agent's unit."""
         if isinstance(self.search, Halving):

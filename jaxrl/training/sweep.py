@@ -99,7 +99,7 @@ def sweep(
         if announce is not None:
             announce(line)
         elif meter is not None:
-            meter.say(line)
+            meter.announce(line)
 
     def size_of(members: list[Member], number: int) -> tuple[int, float]:
         chosen, seconds = size, 0.0

@@ -400,6 +400,7 @@ def test_agents_are_listed_with_the_first_line_of_their_docstrings(capsys):
 
 def test_the_package_runs_as_its_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["jaxrl", "--version"])
+    monkeypatch.delitem(sys.modules, "jaxrl.__main__", raising=False)  # runpy warns of it
     with pytest.raises(SystemExit) as end:
         runpy.run_module("jaxrl", run_name="__main__")
     assert end.value.code == 0

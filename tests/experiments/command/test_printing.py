@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +56,42 @@ def test_the_meter_counts_members_that_go_on_in_another_batch_once(capsys):
     meter(report(1, 2, 2, 400)._replace(members=[0]))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == ["25%", "100%"]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """One of 80 columns."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_the_bar_says_what_goes_on_and_how_long():
+    with Meter(total_steps=400) as meter:
+        (task,) = meter.bar.tasks
+        assert task.description == "starting"
+        meter.announce("program 1 of 1: 2 members")
+        assert task.description == "compiling"
+        meter(report(0, 1, 2, 100))
+        assert (task.description, task.fields["status"]) == ("training", "100 steps/s")
+        assert task.completed == 100
+    now = SimpleNamespace(elapsed=3723.4, time_remaining=None)
+    times = meter.bar.columns[-1]
+    assert times.render(now).plain == "1:02:03"
+    now.time_remaining = 67
+    assert times.render(now).plain == "1:02:03, 1:07 left"
+
+
+@pytest.mark.usefixtures("terminal")
+def test_names_and_numbers_are_whole_in_a_narrow_terminal(capsys):
+    names = ["normalize_observations", "temperature_learning_rate", "a"]
+    meaning = "by mean and std, clipped to +-10; with recorded data by std + 0.001"
+    rows = [[name, "static", "(10, 10, 10)", "[1, 2147483647]", meaning] for name in names]
+    printing.table(["name", "kind", "shape", "accepted", "meaning"], rows)
+    shown = capsys.readouterr().out
+    for cell in [*rows[0][:4], *names, "recorded", "0.001"]:
+        assert cell in shown
+    assert meaning not in shown  # which is what is broken
 
 
 def test_paths_with_brackets_are_shown_as_they_are(capsys):
