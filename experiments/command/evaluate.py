@@ -21,7 +21,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if not folder.has_ended:
         print(f"{folder.path} has not ended: these are its checkpoints")
     rows, means, names = [], [], []
-    for member in folder.members(args.member, args.checkpoint):
+    for member in folder.members(folder.chosen(args.member, args.best), args.checkpoint):
         key = jax.random.fold_in(jax.random.key(args.seed), member.number)
         evaluation = jaxrl.evaluate(
             member.agent, member.state, key, args.episodes, deterministic=not args.stochastic

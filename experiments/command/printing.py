@@ -23,9 +23,12 @@ def results(summary: dict[str, Any]) -> None:
         f"final return over {seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{summary['episodes_per_member']} fresh episodes each"
     )
-    _settings(summary["settings"], summary["best"])
+    if "exchanges" in summary:
+        print(_exchanged(summary["exchanges"]))
+    _settings(summary["settings"], summary["best"], summary.get("rungs", []))
     if len(summary["settings"]) > 1:
-        print(f"best: {words_of(summary['best']['hyperparameters'])}")
+        of = " of those trained to the end" if "rungs" in summary else ""
+        print(f"best{of}: {words_of(summary['best']['hyperparameters'])}")
     diverged = sum(not math.isfinite(member["final_return"]) for member in summary["members"])
     if diverged:
         print(f"without {diverged} of {len(summary['members'])} members, which became non-finite")
@@ -34,11 +37,25 @@ def results(summary: dict[str, Any]) -> None:
     print(speed(summary))
 
 
-def _settings(settings: list[dict[str, Any]], best: dict[str, Any]) -> None:
+def _exchanged(exchanges: list[dict[str, Any]]) -> str:
+    """A line: how often members of population-based training copied each other."""
+    copies = sum(
+        parent != i for entry in exchanges[1:] for i, parent in enumerate(entry["parents"])
+    )
+    return (
+        f"members copied each other {copies:,} times at {len(exchanges) - 1:,} exchanges; "
+        "hyper-parameters are those of the end"
+    )
+
+
+def _settings(
+    settings: list[dict[str, Any]], best: dict[str, Any], rungs: list[dict[str, Any]]
+) -> None:
     """A row per setting: what sets it apart, then each of its measures with its interval.
 
     Of the return with several seeds also the interquartile mean, and of several settings how
-    likely a seed of the best returns more.
+    likely a seed of the best returns more. Of a halving, also the steps that its members have been
+    trained for.
     """
     names = list(settings[0]["hyperparameters"])
     seeds, several = len(settings[0]["members"]), len(settings) > 1
@@ -50,9 +67,14 @@ def _settings(settings: list[dict[str, Any]], best: dict[str, Any]) -> None:
             columns += ["IQM", "95% bootstrap", *([BETTER] if several else [])]
     for name in settings[0]["recorded"]:
         columns += [f"mean {name}", "95% t"]
+    if rungs:
+        columns.insert(len(names), "steps")
     right, rows = list(columns), []
     for setting in settings:
         row = [single_text(setting["hyperparameters"][name]) for name in names]
+        if rungs:
+            trained = [r["steps"] for r in rungs if setting["members"][0] in r["members"]]
+            row.append(f"{trained[-1]:,}")
         for name, measure in (*setting["measures"].items(), *setting["recorded"].items()):
             row += [number(measure["mean"]), interval_text(measure["ci95"])]
             if name == "return" and seeds > 1:
@@ -61,7 +83,7 @@ def _settings(settings: list[dict[str, Any]], best: dict[str, Any]) -> None:
         mark = "best" if setting["members"] == best["members"] else ""
         rows.append([*row, mark] if several else row)
     columns += [""] if several else []
-    table(columns, rows, right, whole=[*names, ""], optional=["IQM", "95% bootstrap", BETTER])
+    table(columns, rows, right, optional=["IQM", "95% bootstrap", BETTER])
     if 1 < seeds < FEW:
         print(
             f"intervals of {seeds} seeds say little: t's may reach beyond all possible returns, "

@@ -55,4 +55,4 @@ def _print(compared: Comparison, label: str) -> None:
         rows.append(row)
     columns = [compared.names, "runs", f"IQM of {label}", "95% bootstrap"]
     columns += ["P(best higher)", "95%", ""] if len(iqms) > 1 else []
-    table(columns, rows, right=columns[1:], whole=["runs", ""])
+    table(columns, rows, right=columns[1:])

@@ -36,7 +36,7 @@ def values(args: argparse.Namespace) -> None:
     env, env_params = envs_jax.make(folder.config["env"], **folder.config["env_options"])
     recording = datasets.read_all(args.data, env, env_params)
     data, rows = recording.dataset(env, env_params), []
-    for member in folder.members(args.member, args.checkpoint):
+    for member in folder.members(folder.chosen(args.member, args.best), args.checkpoint):
         fitted = fitted_value(member, data, args)
         sampled = sampled_values(member, recording, args.gamma) if args.stochastic else None
         cells = [None] * 3 if sampled is None else sampled

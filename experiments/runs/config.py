@@ -23,6 +23,7 @@ import envs_jax
 from envs_jax import datasets
 from experiments.runs import schema
 from experiments.runs.experiment import Experiment, build, hyperparameters
+from experiments.runs.search import from_json, to_json
 from jaxrl.agent import Agent
 
 FORMAT = 1
@@ -58,6 +59,7 @@ def of_experiment(experiment: Experiment, command: str) -> Config:
         "hyperparameters": hyperparameters(agent),
         "settings": experiment.settings,
         "seeds": experiment.seeds,
+        "search": to_json(experiment.search),
         "unit": experiment.unit,
         "data": list(experiment.data),
         "data_steps": experiment.data_steps,
@@ -117,7 +119,7 @@ def filled(config: Config) -> Config:
     unit = "gradient steps" if config["data"] else "environment steps"
     data = config["data"] or []
     several = {"data": [data] if isinstance(data, str) else data}  # older folders have a word
-    absent: Config = {"record": [], "unit": unit, "data_steps": None, "resumed": []}
+    absent: Config = {"record": [], "unit": unit, "data_steps": None, "resumed": [], "search": None}
     return absent | config | several
 
 
@@ -126,6 +128,8 @@ def with_steps(config: Config, steps: int, folder: Path) -> Config:
 
     Raises: ValueError where it is not larger, or where settings differ in it.
     """
+    if config["search"] is not None and config["search"]["method"] == "halving":
+        raise ValueError(f"--steps {steps}: the rungs of {folder} follow from the steps it has")
     if any("total_steps" in setting for setting in config["settings"]):
         raise ValueError(f"--steps {steps}: {folder} sweeps total_steps")
     before = config["hyperparameters"]["total_steps"]
@@ -161,6 +165,7 @@ def experiment_of(config: Config) -> Experiment:
         data_steps=config["data_steps"],
         reference=config.get("reference"),
         recording=recording,
+        search=from_json(config["search"]),
     )
 
 

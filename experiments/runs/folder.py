@@ -43,7 +43,7 @@ from experiments.runs.config import (
     with_steps,
 )
 from experiments.runs.experiment import Experiment
-from experiments.runs.saved import saved_history, saved_members
+from experiments.runs.saved import last_returns, saved_history, saved_members
 from experiments.runs.summary import arrays, results_text, training_arrays
 from jaxrl import files
 from jaxrl.agent import Agent
@@ -261,6 +261,25 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
+    def chosen(self, member: int | None, best: bool) -> int | None:
+        """The member that is asked for by its number or as the best one; None: no one.
+
+        The best has the highest mean return: in the final evaluation, or, of a run that has not
+        ended, as far as it was saved.
+
+        Raises: ValueError where no member has a return.
+        """
+        if not best:
+            return member
+        if self.has_ended:
+            rows = [row.get("final_return") for row in self.summary["members"]]
+            returns = [np.nan if x is None else float(x) for x in rows]
+        else:
+            returns = last_returns(self.metrics()).tolist()
+        if np.isnan(returns).all():
+            raise ValueError(f"{self.path}: --best: no member has a return yet")
+        return int(np.nanargmax(returns))
+
     def members(
         self, only: int | None = None, checkpoint: str | int = "newest"
     ) -> Iterator[TrainedMember]:
@@ -275,8 +294,9 @@ class RunFolder:
         if only is not None and not 0 <= only < len(rows):
             raise ValueError(f"member {only} is outside 0..{len(rows) - 1} of {self.path}")
         settings = {i: s["hyperparameters"] for s in listing["settings"] for i in s["members"]}
+        newest = {i: k for k, numbers in enumerate(listing["checkpoints"]) for i in numbers}
         for batch, numbers in enumerate(listing["checkpoints"]):
-            wanted = [i for i in numbers if only in (None, i)]
+            wanted = [i for i in numbers if only in (None, i) and newest[i] == batch]
             if not wanted:
                 continue
             agents = {i: self.agent(rows[i]["hyperparameters"]) for i in wanted}
@@ -284,8 +304,11 @@ class RunFolder:
             for i in wanted:
                 place = numbers.index(i)
                 state = jax.tree.map(lambda x, place=place: x[place], saved.states)
-                seed = rows[i]["seed"]
-                yield TrainedMember(i, agents[i], state, settings[i], seed, saved.iteration)
+                seed, agent, setting = rows[i]["seed"], agents[i], settings[i]
+                if saved.exchanges:  # since which its hyper-parameters are others
+                    own = {k: values[place] for k, values in saved.exchanges[-1].values.items()}
+                    agent, setting = self.agent(rows[i]["hyperparameters"] | own), setting | own
+                yield TrainedMember(i, agent, state, setting, seed, saved.iteration)
 
     def states(self, batch: int, agent: Agent, members: int) -> Any:
         """The newest saved states of a batch of so many members, of which `agent` is one.
@@ -297,4 +320,5 @@ class RunFolder:
     def _restore(self, batch: int, agent: Agent, members: int, which: str | int) -> restore.Saved:
         keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(members, np.uint32))
         like = jax.eval_shape(jax.vmap(agent.init), keys)
-        return restore.read(self.checkpoints / str(batch), like, which)
+        kept = agent.without_replay(like)  # to act takes no replay
+        return restore.read(self.checkpoints / str(batch), like, which, kept)

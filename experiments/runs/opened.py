@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import agents
@@ -13,9 +14,10 @@ from experiments.runs.config import typed_values
 from experiments.runs.folder import RunFolder
 from experiments.runs.saved import saved_history
 from jaxrl.agent import Agent
+from jaxrl.training.exchange import Exchange
 from jaxrl.training.history import History
 from jaxrl.training.members import stack_agents
-from jaxrl.training.population import Population, Run
+from jaxrl.training.population import Population, Run, Rung
 from jaxrl.training.search import override
 
 METRICS = ("env_steps", "gradient_steps", "steps")  # of metrics.npz, what are no metrics
@@ -29,19 +31,18 @@ class SavedRun(Run):
     there at once.
     """
 
-    def __init__(self, folder: RunFolder, number: int, **fields: Any) -> None:
-        for name, value in {"folder": folder, "number": number, **fields}.items():
+    def __init__(self, folder: RunFolder, number: int, rows: list[int], **fields: Any) -> None:
+        for name, value in {"folder": folder, "number": number, "saved": rows, **fields}.items():
             object.__setattr__(self, name, value)
 
     folder: RunFolder
     number: int
+    saved: list[int]  # the members that it is of, of those that its checkpoints hold
 
     @cached_property
     def agents(self) -> list[Agent]:
         """Raises: ValueError where this code has no such agent or environment."""
-        listing = self.folder.listing
-        members = [listing["members"][i] for i in listing["checkpoints"][self.number]]
-        rows = [member["hyperparameters"] for member in members]
+        rows = [self.folder.listing["members"][i]["hyperparameters"] for i in self.saved]
         first = self.folder.agent(rows[0])
         return [override(first, typed_values(type(first), row)) for row in rows]
 
@@ -52,7 +53,12 @@ class SavedRun(Run):
     @cached_property
     def state(self) -> Any:
         """Raises: ValueError where it cannot be read."""
-        return self.folder.states(self.number, self.agents[0], len(self.agents))
+        there = self.folder.listing["checkpoints"][self.number]
+        states = self.folder.states(self.number, self.agents[0], len(there))
+        if self.saved == there:
+            return states
+        places = np.asarray([there.index(i) for i in self.saved])
+        return jax.tree.map(lambda x: x[places], states)
 
 
 def open_run(path: str | Path) -> Population:
@@ -60,16 +66,24 @@ def open_run(path: str | Path) -> Population:
     folder = RunFolder.open(Path(path))
     listing, ended = folder.listing, folder.has_ended
     history, cls = _history(folder), agents.get(folder.config["agent"])
+    exchanges = [Exchange(**_numbers(entry)) for entry in listing.get("exchanges", [])]
+    newest = {i: number for number, rows in enumerate(listing["checkpoints"]) for i in rows}
     batches: list[tuple[list[int], Run]] = []
-    for number, rows in enumerate(listing["checkpoints"]):
+    for number, there in enumerate(listing["checkpoints"]):
+        # Of a rung of a halving only those that went no further.
+        rows = [i for i in there if newest[i] == number]
+        if not rows:
+            continue
         run = SavedRun(
             folder,
             number,
+            rows,
             history=history.of_members(rows).trimmed(),
             # Of the batches only the sum is known.
             compile_seconds=listing.get("compile_seconds", np.nan) / len(listing["checkpoints"]),
             run_seconds=listing.get("run_seconds", np.nan) / len(listing["checkpoints"]),
             interrupted=listing.get("interrupted", True),
+            exchanges=exchanges,
         )
         batches.append((rows, run))
     settings = {i: s["hyperparameters"] for s in listing["settings"] for i in s["members"]}
@@ -77,7 +91,16 @@ def open_run(path: str | Path) -> Population:
         {**typed_values(cls, settings[i]), "seed": member["seed"]}
         for i, member in enumerate(listing["members"])
     ]
-    return Population(table, batches, _evaluated(folder) if ended else None)
+    rungs = [
+        Rung(rung["iteration"], rung["members"], _numbers(rung)["scores"])
+        for rung in listing.get("rungs", [])
+    ]
+    return Population(table, batches, rungs, _evaluated(folder) if ended else None)
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with its scores as numbers: JSON has null for those that are none."""
+    return entry | {"scores": [np.nan if x is None else x for x in entry["scores"]]}
 
 
 def _history(folder: RunFolder) -> History:

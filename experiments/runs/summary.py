@@ -73,7 +73,8 @@ def summarise(
     rows_of = [{k: v for k, v in row.items() if k != "seed"} for row in population.table]
     groups = population.settings
     compared = {name: _aggregates(x, groups) for name, x in (values | sums).items()}
-    best = results.best_of(np.asarray([each["mean"] for each in compared["return"]], dtype=float))
+    means = np.asarray([each["mean"] for each in compared["return"]], dtype=float)
+    best = results.best_of(np.where(population.contenders, means, np.nan))
     better = np.transpose(results.improvement(values["return"], groups, best)).tolist()
     settings = [
         {
@@ -109,8 +110,23 @@ def summarise(
             }
             for i, row in enumerate(population.table)
         ],
-        "checkpoints": [members for members, _ in population.batches],
+        "checkpoints": [x.members for x in population.rungs]
+        or [members for members, _ in population.batches],
+        **_searched(population),
     }
+
+
+def _searched(population: Population) -> dict[str, Any]:
+    """What a search did: the rungs of a halving, the exchanges of population-based training."""
+    content: dict[str, Any] = {}
+    if population.rungs:
+        steps = np.nanmax(population.history.env_steps, axis=0)
+        content["rungs"] = [
+            rung._asdict() | {"steps": int(steps[rung.iteration - 1])} for rung in population.rungs
+        ]
+    if population.exchanges:
+        content["exchanges"] = [exchange._asdict() for exchange in population.exchanges]
+    return content
 
 
 def results_text(experiment: Experiment, population: Population, evaluation: Evaluation) -> str:

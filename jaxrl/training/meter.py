@@ -33,13 +33,14 @@ class Meter(Callback):
 
         self.total_steps = total_steps
         self.newest: dict[int, Progress] = {}  # by batch
+        self.taken: dict[int, int] = {}  # steps of each member, which may go on in another batch
         self.lines = 0
         self.console = Console(stderr=True)
         self.bar: Bar | None = None
         self.display: Any = None  # where a notebook shows it
         if self.console.is_terminal or self.console.is_jupyter:
             self.bar = _bar(self.console)
-            self.task = self.bar.add_task("compiling", total=total_steps, status="")
+            self.task = self.bar.add_task("starting", total=total_steps, status="")
 
     def __enter__(self) -> Self:
         if self.bar and self.console.is_jupyter:
@@ -74,12 +75,22 @@ class Meter(Callback):
             with contextlib.suppress(OSError):
                 print(line, file=sys.stderr, flush=True)
 
+    def announce(self, line: str) -> None:
+        """A line of the engine's about a program, which it is about to compile."""
+        self.say(line)
+        if self.bar:
+            self.bar.update(self.task, description="compiling")
+            if self.display:
+                self.display.update(self.bar)
+
     def __call__(self, progress: Progress, states: Any | None = None) -> None:
         self.newest[progress.batch] = progress
-        steps = sum(newest.env_steps for newest in self.newest.values())
+        taken = progress.history.steps_taken.tolist()
+        self.taken.update(zip(progress.members, taken, strict=True))
+        steps = sum(self.taken.values())
         seconds = sum(newest.seconds for newest in self.newest.values())
         rate = steps / max(seconds, 1e-9)
-        status = f"iteration {progress.iteration:,}/{progress.iterations:,}, {rate:,.0f} steps/s"
+        status = f"{rate:,.0f} steps/s"
         mean = progress.metrics.get("episode_return", math.nan)
         if not math.isnan(mean):
             status += f", return {number(mean)}"
@@ -90,7 +101,8 @@ class Meter(Callback):
         elif steps * PLAIN_LINES >= self.total_steps * (self.lines + 1):
             self.lines = steps * PLAIN_LINES // self.total_steps
             share = min(1.0, steps / self.total_steps)  # adaptive batches overshoot a little
-            self.say(f"{share:4.0%}  {status}")
+            iterations = f"iteration {progress.iteration:,}/{progress.iterations:,}"
+            self.say(f"{share:4.0%}  {iterations}, {status}")
 
 
 @contextlib.contextmanager
@@ -104,14 +116,29 @@ def metered(wanted: bool, total_steps: int) -> Iterator[Meter | None]:
 
 
 def _bar(console: Any) -> Bar:
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, ProgressColumn, Task, TaskProgressColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    class Times(ProgressColumn):
+        """How long a run has taken, and how much longer it will at the speed of late."""
+
+        def render(self, task: Task) -> Text:
+            left = "" if task.time_remaining is None else f", {_clock(task.time_remaining)} left"
+            return Text(f"{_clock(task.elapsed or 0)}{left}", style="progress.elapsed")
 
     return Bar(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         TaskProgressColumn(),
         TextColumn("{task.fields[status]}", markup=False),
-        TimeRemainingColumn(),
+        Times(),
         console=console,
     )
+
+
+def _clock(seconds: float) -> str:
+    """As 0:07, 12:34 or 1:02:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

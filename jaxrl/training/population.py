@@ -6,9 +6,9 @@ What reports need, such as pandas and matplotlib, is imported by the methods tha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from jaxrl.agent import Tag
 from jaxrl.training.engine import Engine
 from jaxrl.training.evaluate import Evaluation
+from jaxrl.training.exchange import Exchange, ancestors
 from jaxrl.training.history import History, mean
 from jaxrl.training.members import map_members
 from jaxrl.training.placement import Placement
@@ -38,6 +39,7 @@ class Run:
         history: metrics and evaluations; see `History`.
         compile_seconds, run_seconds: time spent compiling, and all the rest.
         interrupted: the run was stopped early, by Ctrl-C, a callback, or as `on_nan` says.
+        exchanges: of a batch that was trained by `jaxrl.pbt`.
     """
 
     agent: Any
@@ -46,12 +48,25 @@ class Run:
     compile_seconds: float
     run_seconds: float
     interrupted: bool
+    exchanges: Sequence[Exchange] = ()
 
     @property
     def iteration(self) -> Any:
         """Iterations done; of a batch, those of each member (members,)."""
         ran = ~np.isnan(self.history.env_steps)
         return self.history.first + ran.sum(axis=-1)
+
+    def rows(self, rows: np.ndarray) -> Run:
+        """The run of some members of a batch."""
+        agent, state = (
+            map_members(lambda x: x[rows], self.agent),
+            jax.tree.map(lambda x: x[rows], self.state),
+        )
+        return dataclasses.replace(self, agent=agent, state=state, history=self.history.rows(rows))
+
+    def without_replay(self) -> Run:
+        """The same with what its members need to act, not to train on."""
+        return dataclasses.replace(self, state=self.agent.without_replay(self.state))
 
     def __len__(self) -> int:
         if np.ndim(self.history.diverged_at) == 0:
@@ -84,18 +99,37 @@ class Run:
         return plots.shown(plots.learning_curves(curves, title=title, **labels))
 
 
+class Rung(NamedTuple):
+    """Members of a successive halving that trained at once.
+
+    Attributes:
+        iteration: until when.
+        members: their numbers.
+        scores: what they were ranked by (members,), NaN where no episode had ended, minus infinity
+            of those that have diverged.
+    """
+
+    iteration: int
+    members: list[int]
+    scores: list[float]
+
+
 @dataclasses.dataclass(frozen=True)
 class Population:
     """What a sweep trained: a table of its members, and the batches that they trained in.
 
     Attributes:
-        table: a row per member, by number: its overrides and its "seed".
-        batches: the numbers of the members that trained together, and their run.
+        table: a row per member, by number: its overrides and its "seed"; of population-based
+            training, the values that it has in the end.
+        batches: the numbers of the members that trained together, and their run; of a successive
+            halving, of those that ended together.
+        rungs: of a successive halving.
         evaluated: name -> (members,), where they were evaluated after training already.
     """
 
     table: list[dict[str, Any]]
     batches: list[tuple[list[int], Run]]
+    rungs: Sequence[Rung] = ()
     evaluated: Mapping[str, np.ndarray] | None = None
 
     @classmethod
@@ -123,6 +157,22 @@ class Population:
         """That of all members (members, ...), NaN where one has no such iteration."""
         members = [members for members, _ in self.batches]
         return History.gather(members, [run.history for _, run in self.batches])
+
+    @property
+    def exchanges(self) -> Sequence[Exchange]:
+        """What members copied of each other in population-based training, else nothing."""
+        return self.batches[0][1].exchanges
+
+    def schedule(self, i: int) -> list[dict[str, Any]]:
+        """How the hyper-parameters of member `i` came to be, in population-based training.
+
+        A row for each exchange, in order: the "iteration" after which it was, the "member" whose
+        copy it is in the end, and that one's values from there on.
+        """
+        return [
+            {"iteration": e.iteration, "member": m, **{k: v[m] for k, v in e.values.items()}}
+            for e, m in zip(self.exchanges, ancestors(self.exchanges, i), strict=True)
+        ]
 
     @property
     def compile_seconds(self) -> float:
@@ -180,10 +230,21 @@ class Population:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """The settings, each with the numbers of its members."""
-        from jaxrl.report.results import settings_of
+        """The settings, each with the numbers of its members.
 
+        Where members copied each other, each stands by itself.
+        """
+        from jaxrl.report.results import Setting, settings_of
+
+        if self.exchanges:
+            return [Setting(*settings_of([row])[0][:1], [i]) for i, row in enumerate(self.table)]
         return settings_of(self.table)
+
+    @property
+    def contenders(self) -> np.ndarray:
+        """Which settings may be the best (settings,): of a halving, those of its last rung."""
+        last = self.rungs[-1].members if self.rungs else range(len(self))
+        return np.asarray([setting.members[0] in last for setting in self.settings])
 
     @property
     def best_member(self) -> int:
@@ -197,7 +258,7 @@ class Population:
         from jaxrl.report import results
 
         table = results.by_setting(self.final["final_return"], self.settings)
-        return results.best_of(mean(table, axis=0))
+        return results.best_of(np.where(self.contenders, mean(table, axis=0), np.nan))
 
     def best(self) -> Run:
         """Of the setting with the highest mean final return, the member with the highest.

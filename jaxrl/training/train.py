@@ -106,8 +106,9 @@ def _saved(agent: Agent, start: Run) -> Saved:
         return Saved(0, stack([state]), History.empty(1, 0), 0.0)
     if given == without != whole:
         raise ValueError(
-            f"{agent.name}: its replay memory was not kept (its population did not fit into "
-            "memory at once): continue from its checkpoint"
+            f"{agent.name}: its replay memory was not kept (it was read from the checkpoint of a "
+            "run that has ended, or its population did not fit into memory at once): continue "
+            "from its checkpoint"
         )
     first, taken = int(start.iteration), agent.env_steps(start.state)
     if first >= agent.num_iterations or (taken is not None and taken >= agent.total_steps):

@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments.command import printing
 from experiments.runs.collect import Written
-from jaxrl import Progress
+from jaxrl import History, Progress
 from jaxrl.report.formatting import (
     exact_text,
     interval_text,
@@ -22,7 +23,11 @@ from jaxrl.training.meter import Meter
 
 def report(batch, iteration, iterations, env_steps, seconds=1.0):
     metrics = {"episode_return": float("nan")}
-    return Progress(iteration, iterations, env_steps, 200, seconds, metrics, {}, [0], batch)
+    history = History(np.array([[env_steps]]), {}, {}, np.full(1, np.nan))
+    members = [batch]
+    return Progress(
+        iteration, iterations, env_steps, 200, seconds, metrics, {}, members, batch, history=history
+    )
 
 
 def test_the_meter_adds_up_batches(capsys):
@@ -41,6 +46,52 @@ def test_the_meters_rate_is_that_of_all_batches(capsys):
     meter(report(1, 2, 2, 200, seconds=6.0))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(", ")[-1] for line in lines] == ["100 steps/s", "100 steps/s", "50 steps/s"]
+
+
+def test_the_meter_counts_members_that_go_on_in_another_batch_once(capsys):
+    """As those do that a successive halving keeps."""
+    meter = Meter(total_steps=400)
+    meter(report(0, 1, 2, 100))
+    meter(report(1, 1, 2, 100)._replace(members=[0]))
+    meter(report(1, 2, 2, 400)._replace(members=[0]))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["25%", "100%"]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """One of 80 columns."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_the_bar_says_what_goes_on_and_how_long():
+    with Meter(total_steps=400) as meter:
+        (task,) = meter.bar.tasks
+        assert task.description == "starting"
+        meter.announce("program 1 of 1: 2 members")
+        assert task.description == "compiling"
+        meter(report(0, 1, 2, 100))
+        assert (task.description, task.fields["status"]) == ("training", "100 steps/s")
+        assert task.completed == 100
+    now = SimpleNamespace(elapsed=3723.4, time_remaining=None)
+    times = meter.bar.columns[-1]
+    assert times.render(now).plain == "1:02:03"
+    now.time_remaining = 67
+    assert times.render(now).plain == "1:02:03, 1:07 left"
+
+
+@pytest.mark.usefixtures("terminal")
+def test_names_and_numbers_are_whole_in_a_narrow_terminal(capsys):
+    names = ["normalize_observations", "temperature_learning_rate", "a"]
+    meaning = "by mean and std, clipped to +-10; with recorded data by std + 0.001"
+    rows = [[name, "static", "(10, 10, 10)", "[1, 2147483647]", meaning] for name in names]
+    printing.table(["name", "kind", "shape", "accepted", "meaning"], rows)
+    shown = capsys.readouterr().out
+    for cell in [*rows[0][:4], *names, "recorded", "0.001"]:
+        assert cell in shown
+    assert meaning not in shown  # which is what is broken
 
 
 def test_paths_with_brackets_are_shown_as_they_are(capsys):
