@@ -14,12 +14,14 @@ from envs_jax.suites import OPTIONS, SuiteEnv, SuiteState, imported
 
 def options(suite: str, name: str) -> dict[str, Any]:
     """{option: default}."""
-    return dict(OPTIONS)
+    return OPTIONS | {"masked": True}
 
 
-def build(suite: str, name: str) -> JumanjiEnv:
+def build(suite: str, name: str, masked: bool) -> JumanjiEnv:
     """The environment `name`. ValueError if the extra is not installed."""
-    return JumanjiEnv(imported("jumanji", suite, name).make(name), f"{suite}/{name}")
+    env = JumanjiEnv(imported("jumanji", suite, name).make(name), f"{suite}/{name}")
+    env.masked = masked and "action_mask" in env.slices
+    return env
 
 
 class JumanjiEnv(SuiteEnv):

@@ -17,12 +17,14 @@ Opponent = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 def options(suite: str, name: str) -> dict[str, Any]:
     """{option: default}."""
-    return OPTIONS | {"opponent": "random"}
+    return OPTIONS | {"opponent": "random", "masked": True}
 
 
-def build(suite: str, name: str, opponent: str | Opponent) -> PgxEnv:
+def build(suite: str, name: str, opponent: str | Opponent, masked: bool) -> PgxEnv:
     """The game `name`. ValueError if the extra is not installed or there is no such opponent."""
-    return PgxEnv(imported("pgx", suite, name).make(name), f"{suite}/{name}", opponent)
+    env = PgxEnv(imported("pgx", suite, name).make(name), f"{suite}/{name}", opponent)
+    env.masked = masked
+    return env
 
 
 def random_move(obs: jax.Array, legal: jax.Array, key: jax.Array) -> jax.Array:

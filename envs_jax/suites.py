@@ -13,6 +13,7 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 
 from envs_jax.wrappers import finite, strong
+from jaxrl import Masked
 
 OPTIONS = {"resets": "pool", "pool_size": 16, "end_broken": False}
 
@@ -42,6 +43,7 @@ class SuiteEnv(Environment):
     resets = "pool"  # they generate a level, or an opponent makes the first move
     pool_size = 16
     end_broken = False  # see `wrappers.finite`
+    masked = False  # whether observations say which actions are legal (`jaxrl.Masked`)
 
     def __init__(self, env: Any, name: str):
         self._env = env
@@ -86,7 +88,7 @@ class SuiteEnv(Environment):
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, SuiteState]:
         obs, inner = self.start(key, params)
         state = SuiteState(strong(inner), jnp.zeros((), jnp.int32))
-        return jnp.asarray(obs, jnp.float32), state
+        return self._masked(jnp.asarray(obs, jnp.float32), state, params), state
 
     def step_env(
         self, key: jax.Array, state: SuiteState, action: jax.Array, params: Any
@@ -96,7 +98,11 @@ class SuiteEnv(Environment):
         terminated, info = jnp.asarray(terminated, bool), strong(info)
         if self.end_broken:
             obs, reward, terminated, info = finite(obs, reward, terminated, info)
-        return obs, SuiteState(strong(inner), strong(state.time + 1)), reward, terminated, info
+        state = SuiteState(strong(inner), strong(state.time + 1))
+        return self._masked(obs, state, params), state, reward, terminated, info
+
+    def _masked(self, obs: jax.Array, state: SuiteState, params: Any) -> Any:
+        return Masked(obs, self.action_mask(state, params)) if self.masked else obs
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
         return spaces.Discrete(self.num_actions)

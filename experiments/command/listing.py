@@ -6,8 +6,7 @@ import dataclasses
 from typing import Any
 
 import agents
-from experiments.command.printing import table
-from experiments.runs.formatting import value_text
+from experiments.command.tables import table
 
 
 def all_agents() -> None:
@@ -43,6 +42,8 @@ def all_recipes() -> None:
 
 def agent(name: str) -> None:
     """One agent's hyper-parameters. Raises ValueError for an unknown agent."""
+    from jaxrl.report.formatting import value_text
+
     cls: Any = agents.get(name)
     rows = [
         [
@@ -77,6 +78,7 @@ def environment(id: str) -> None:
 
     import envs_jax
     from envs_jax.catalogue import is_own
+    from jaxrl.report.formatting import value_text
 
     options = envs_jax.options(id)
     env, params = envs_jax.make(id)

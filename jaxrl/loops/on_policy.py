@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl import spaces
+from jaxrl import masks, spaces
 from jaxrl.agent import Agent, Policy, Tag, derive, memoryless, static, traced
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.normalize import RewardScale, RunningMoments
 from jaxrl.parts.optimize import learn_if
 from jaxrl.parts.returns import bootstrap_values, gae
 from jaxrl.parts.rollout import Actors, Transition, reset, rollout
+from jaxrl.parts.trees import first_of
 
 
 class OnPolicyState(NamedTuple):
@@ -31,10 +32,10 @@ class Batch(NamedTuple):
     Attributes:
         obs: normalised, where the agent normalises.
         log_prob, value: of the policy and critic that collected.
-        advantage: by GAE; target: of the critic, advantage + value.
+        advantage: by GAE, unless `estimate` says otherwise; target: of the critic.
     """
 
-    obs: jax.Array
+    obs: Any
     action: jax.Array
     log_prob: jax.Array
     value: jax.Array
@@ -65,12 +66,12 @@ class OnPolicy(Agent):
         """The optimiser's first state."""
         raise NotImplementedError
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical | Normal:
-        """The policy at normalised observations."""
+    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+        """The policy at normalised observations, which may be `Masked`."""
         raise NotImplementedError
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
-        """The critic at normalised observations."""
+    def value(self, params: Any, obs: Any) -> jax.Array:
+        """The critic at normalised observations, which may be `Masked`."""
         raise NotImplementedError
 
     def improve(
@@ -78,6 +79,30 @@ class OnPolicy(Agent):
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
         """Learn from a rollout: new parameters, optimiser state and scalar metrics."""
         raise NotImplementedError
+
+    # What a subclass changes that collects by another policy than the one it improves ---------
+
+    def behaviour(self, params: Any, obs: jax.Array) -> Any:
+        """The policy that collects, at normalised observations: `sample_by` and `log_prob`."""
+        return self.distribution(params, obs)
+
+    def noise(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
+        """What `sample_by` takes, for logits or means (T, N, D)."""
+        return (Categorical if self.discrete else Normal).noise(key, shape)
+
+    def estimate(
+        self,
+        params: Any,
+        obs: jax.Array,
+        steps: Transition,
+        rewards: jax.Array,
+        values: jax.Array,
+        next_values: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Advantages and the critic's targets (T, N); `obs` and `rewards` are normalised."""
+        ended = steps.terminated, steps.truncated
+        advantages = gae(rewards, values, next_values, *ended, self.gamma, self.gae_lambda)
+        return advantages, advantages + values
 
     # The loop ---------------------------------------------------------------------------------
 
@@ -88,7 +113,8 @@ class OnPolicy(Agent):
     def init(self, key: jax.Array) -> OnPolicyState:
         reset_key = derive(key, Tag.RESET)
         actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.reported)
-        params = self.init_params(derive(key, Tag.INIT), self.encode(actors.obs[0]))
+        init_key, (obs, _) = derive(key, Tag.INIT), masks.split(first_of(actors.obs))
+        params = self.init_params(init_key, self.encode(obs))
         return OnPolicyState(
             key=key,
             params=params,
@@ -104,12 +130,11 @@ class OnPolicy(Agent):
         moments = state.obs_moments
 
         def noise(key, num_steps):
-            kind = Categorical if self.discrete else Normal
             size = spaces.action_size(self.action_space)
-            return kind.noise(key, (num_steps, self.num_envs, size))
+            return self.noise(key, (num_steps, self.num_envs, size))
 
         def act(obs, noise):
-            dist = self.distribution(state.params, self.normalize(moments, obs))
+            dist = self.behaviour(state.params, self.normalize(moments, obs))
             action = dist.sample_by(noise)
             return action, self.env_action(action), {"log_prob": dist.log_prob(action)}
 
@@ -133,16 +158,16 @@ class OnPolicy(Agent):
             learner, metrics = improve(learner)
         # The statistics change only now, so that acting and learning saw the same ones.
         if self.normalize_observations:
-            moments = moments.update(self.encode(steps.obs))
+            moments = moments.update(masks.split(self.encode(steps.obs))[0])
         metrics["explained_variance"] = 1 - jnp.var(batch.advantage) / jnp.var(batch.target)
         metrics |= episodes.metrics()
         params, opt_state = learner
         return OnPolicyState(state.key, params, opt_state, actors, moments, reward_scale), metrics
 
     def advantages(
-        self, state: OnPolicyState, steps: Transition, last_obs: jax.Array
+        self, state: OnPolicyState, steps: Transition, last_obs: Any
     ) -> tuple[Batch, RewardScale]:
-        """The rollout with GAE's advantages, flattened; and the scale of rewards with it in."""
+        """The rollout with its advantages, flattened; and the scale of rewards with it in."""
 
         def value_fn(obs):
             return self.value(state.params, self.normalize(state.obs_moments, obs))
@@ -156,15 +181,15 @@ class OnPolicy(Agent):
             done = steps.terminated | steps.truncated
             reward_scale = reward_scale.update(rewards, done, self.gamma)
             rewards = reward_scale.scale(rewards)
-        advantages = gae(rewards, values, next_values, *ended, self.gamma, self.gae_lambda)
+        advantages, targets = self.estimate(state.params, obs, steps, rewards, values, next_values)
         log_prob = steps.extras["log_prob"]
-        batch = Batch(obs, steps.action, log_prob, values, advantages, advantages + values)
+        batch = Batch(obs, steps.action, log_prob, values, advantages, targets)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), reward_scale
 
-    def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
+    def normalize(self, moments: RunningMoments, obs: Any) -> Any:
         """Observations as networks take them."""
         obs = self.encode(obs)
-        return moments.normalize(obs) if self.normalize_observations else obs
+        return masks.map_obs(moments.normalize, obs) if self.normalize_observations else obs
 
     # Acting -----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ where the episode ended for either reason (`terminated` or `truncated`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,49 @@ def gae(
         return advantage, advantage
 
     return jax.lax.scan(backward, jnp.zeros_like(deltas[0]), (deltas, decays), reverse=True)[1]
+
+
+def vtrace(
+    rewards: jax.Array,
+    values: jax.Array,
+    next_values: jax.Array,
+    ratios: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: float | jax.Array,
+    lam: float | jax.Array,
+    max_ratio: float | jax.Array = 1.0,
+    max_trace: float | jax.Array = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """V-trace (Espeholt et al. 2018, arXiv:1802.01561, eq. 1, remark 2): advantages and errors.
+
+    Steps were taken by another policy q; `ratios` are pi(a_t|s_t) / q(a_t|s_t). With the temporal
+    difference delta_t as in `gae`,
+
+    E_t = min(max_ratio, ratio_t) delta_t
+          + gamma lam min(max_trace, ratio_t) (1 - done_t) E_{t+1}      errors: targets are V + E
+    A_t = delta_t + gamma lam (1 - done_t) E_{t+1}                      advantages of the a_t taken
+
+    Both have shape (T, ...). An advantage corrects for the actions after its own; its own is the
+    gradient's to weigh. V becomes that of pi where no ratio is above `max_ratio`; `max_trace`
+    changes how fast, not what. With ratios of 1 both are `gae`.
+
+    >>> ones, no = jnp.ones(3), jnp.zeros(3, bool)
+    >>> ratios = jnp.array([4.0, 0.5, 1.0])
+    >>> [x.tolist() for x in vtrace(ones, 0 * ones, 0 * ones, ratios, no, no, gamma=0.5, lam=1.0)]
+    [[1.375, 1.5, 1.0], [1.375, 0.75, 1.0]]
+    """
+    deltas = rewards + _after(terminated, gamma * next_values) - values
+    decays = gamma * lam * (1 - (terminated | truncated))
+
+    def backward(error, row):
+        delta, decay, ratio = row
+        future = jnp.where(decay == 0, 0, decay * error)
+        error = jnp.minimum(max_ratio, ratio) * delta + jnp.minimum(max_trace, ratio) * future
+        return error, (delta + future, error)
+
+    rows = (deltas, decays, ratios)
+    return jax.lax.scan(backward, jnp.zeros_like(deltas[0]), rows, reverse=True)[1]
 
 
 def lambda_returns(
@@ -110,10 +154,10 @@ def n_step_returns(
 
 
 def bootstrap_values(
-    value_fn: Callable[[jax.Array], jax.Array],
+    value_fn: Callable[[Any], jax.Array],
     values: jax.Array,
-    last_obs: jax.Array,
-    final_obs: jax.Array,
+    last_obs: Any,
+    final_obs: Any,
     terminated: jax.Array,
     truncated: jax.Array,
     length: int | jax.Array | None = None,
@@ -124,6 +168,7 @@ def bootstrap_values(
     value of `final_obs` (T, N, ...) needed: one pass of `value_fn` over one row per environment
     for each truncation an environment had in this rollout, so none at all in most rollouts.
     `last_obs` (N, ...) follows the last row, which is row `length - 1` where `length` is given.
+    Both may be pytrees: what `value_fn` takes, such as an observation with a memory.
 
     >>> values, final_obs = jnp.array([[1.0], [2.0]]), jnp.array([[7.0], [8.0]])
     >>> no, cut = jnp.array([[False], [False]]), jnp.array([[True], [False]])
@@ -144,7 +189,8 @@ def bootstrap_values(
     def fill(carry):
         j, filled = carry
         hit = cut & (ordinal == j)
-        rows = final_obs[jnp.argmax(hit, axis=0), jnp.arange(num_envs)]
+        step = jnp.argmax(hit, axis=0)
+        rows = jax.tree.map(lambda x: x[step, jnp.arange(num_envs)], final_obs)
         return j + 1, jnp.where(hit, value_fn(rows), filled)
 
     return jax.lax.while_loop(unfinished, fill, (jnp.ones((), ordinal.dtype), next_values))[1]

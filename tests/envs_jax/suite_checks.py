@@ -9,6 +9,7 @@ import numpy as np
 import envs_jax
 import jaxrl
 from agents.on_policy.ppo import PPO
+from jaxrl import masks
 from tests.envs_jax.test_envs import QUICK, check_time_limit, check_types, rollout, row
 
 LIMIT = 5
@@ -53,8 +54,10 @@ def check_against(env, params, reset, step, num_steps=30, legal=False):
     obs, state = our_reset(jax.random.key(0), params)
     expected, theirs = reset(jax.random.key(0))
     for key in jax.random.split(jax.random.key(1), num_steps):
-        np.testing.assert_allclose(obs, expected, rtol=1e-5, atol=1e-6)
         mask = env.action_mask(state, params)
+        if env.masked:
+            np.testing.assert_array_equal(obs.action_mask, mask)
+        np.testing.assert_allclose(masks.split(obs)[0], expected, rtol=1e-5, atol=1e-6)
         assert (mask.shape, mask.dtype) == ((env.num_actions,), bool)
         logits = jnp.where(mask | (not legal), 0.0, -jnp.inf)
         action = jax.random.categorical(key, logits)

@@ -69,12 +69,15 @@ def test_time_limit_is_not_the_end():
 
 def test_slices_name_the_parts_of_an_observation():
     env, params = envs_jax.make("jumanji/Minesweeper-v0")
-    obs, state = env.reset(jax.random.key(0), params)
+    (obs, masked), state = env.reset(jax.random.key(0), params)
     assert list(env.slices) == ["board", "action_mask", "num_mines", "step_count"]
     assert (obs[env.slices["board"]] == -1).all()
     assert obs[env.slices["num_mines"]].tolist() == [10]
     mask = env.action_mask(state, params)
     np.testing.assert_array_equal(obs[env.slices["action_mask"]], mask)
+    np.testing.assert_array_equal(masked, mask)
+    plain, params = envs_jax.make("jumanji/Minesweeper-v0", masked=False)
+    np.testing.assert_array_equal(plain.reset(jax.random.key(0), params)[0], obs)
     _, state, _, _, _ = env.step_env(jax.random.key(1), state, jnp.array(37), params)
     explored = np.flatnonzero(~env.action_mask(state, params))
     assert explored.tolist() == [37]

@@ -103,7 +103,7 @@ def test_the_opponent_sees_its_own_side():
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), obs)
         return legal.argmax()
 
-    env, params = envs_jax.make(GAME, opponent=opponent)
+    env, params = envs_jax.make(GAME, opponent=opponent, masked=False)
     obs, state = env.reset(jax.random.key(3), params)
     while obs.any():  # until a game that the agent begins
         obs, state = env.reset(jax.random.key(len(seen) + 4), params)

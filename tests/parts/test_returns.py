@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.parts.returns import bootstrap_values, gae, lambda_returns, n_step_returns
+from jaxrl.parts.returns import bootstrap_values, gae, lambda_returns, n_step_returns, vtrace
 
 GAMMA, LAM = 0.93, 0.7
 N = 5
@@ -80,6 +80,53 @@ def test_gae_is_the_sum_of_discounted_errors(num_steps, ending):
 
     actual = gae(*arguments(d, "rewards", "values", "next_values"), GAMMA, LAM)
     close(actual, each(d, advantage))
+
+
+@cases
+@pytest.mark.parametrize("limits", [(1.0, 1.0), (np.inf, 0.8)])
+def test_vtrace_is_the_sum_of_weighted_errors(num_steps, ending, limits):
+    """Espeholt et al. 2018, eq. 1, whose c_i are lam min(max_trace, ratio_i); and its advantages:
+    r + gamma V' - V, with V' moved towards the next step's target by a share lam."""
+    d = data(num_steps, ending)
+    ratios = np.exp(np.random.default_rng(1).normal(size=(num_steps, N)))
+    rho, c = np.minimum(limits[0], ratios), LAM * np.minimum(limits[1], ratios)
+    next_values = np.where(d["terminated"], 0, d["next_values"])
+    deltas = d["rewards"] + GAMMA * next_values - d["values"]
+
+    def error(t, n):
+        steps = range(t, episode_end(d, t, n) + 1)
+        return sum(GAMMA ** (k - t) * c[t:k, n].prod() * rho[k, n] * deltas[k, n] for k in steps)
+
+    def advantage(t, n):
+        goes_on = t < episode_end(d, t, n)
+        return deltas[t, n] + (GAMMA * LAM * error(t + 1, n) if goes_on else 0)
+
+    before, after = ("rewards", "values", "next_values"), ("terminated", "truncated")
+    numbers, flags = ([jnp.asarray(d[k]) for k in names] for names in (before, after))
+    advantages, errors = vtrace(*numbers, jnp.asarray(ratios), *flags, GAMMA, LAM, *limits)
+    close(errors, each(d, error))
+    close(advantages, each(d, advantage))
+
+
+def test_vtrace_of_the_same_policy_is_gae():
+    d = data(17)
+    numbers = arguments(d, "rewards", "values", "next_values")
+    both = vtrace(*numbers[:3], jnp.ones((17, N)), *numbers[3:], GAMMA, LAM)
+    for actual in both:
+        close(actual, gae(*numbers, GAMMA, LAM))
+
+
+@pytest.mark.parametrize("max_ratio", [1.0, np.inf])
+def test_vtrace_has_the_value_of_its_policy(max_ratio):
+    """One state, two actions of rewards 0 and 1: the expected error is 0 at the value of pi_rho,
+    which is proportional to min(max_ratio q, pi) (remark 1)."""
+    pi, q = np.array([0.2, 0.8]), np.array([0.6, 0.4])
+    chosen = np.minimum(max_ratio * q, pi)
+    value = np.full((1, 2), (chosen[1] / chosen.sum()) / (1 - GAMMA))
+    no = np.zeros((1, 2), bool)
+    args = np.array([[0.0, 1.0]]), value, value, (pi / q)[None], no, no, GAMMA, LAM
+    errors = vtrace(*map(jnp.asarray, args[:6]), *args[6:], max_ratio)[1]
+    close((q * errors).sum(), 0.0)
 
 
 @cases
@@ -209,8 +256,11 @@ def test_what_is_not_finite_beyond_an_end_is_not_seen():
     rewards, ended = jnp.ones((4, 1)), jnp.array([[False], [True], [False], [True]])
     nothing = jnp.zeros_like(ended)
     next_values = jnp.where(ended, jnp.nan, 1.0)
-    advantages = gae(rewards, jnp.zeros((4, 1)), next_values, ended, nothing, 0.5, 1.0)
+    zeros, ones = jnp.zeros((4, 1)), jnp.ones((4, 1))
+    advantages = gae(rewards, zeros, next_values, ended, nothing, 0.5, 1.0)
     np.testing.assert_allclose(advantages[:, 0], [2.0, 1.0, 2.0, 1.0])
+    for found in vtrace(rewards, zeros, next_values, ones, ended, nothing, 0.5, 1.0):
+        np.testing.assert_allclose(found, advantages)
     for found in (
         lambda_returns(rewards, next_values, ended, nothing, 0.5, 1.0),
         n_step_returns(rewards, next_values, ended, nothing, 0.5, 3),

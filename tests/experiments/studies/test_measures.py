@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.studies import abs_lengths, two_peaks
+from experiments.studies import active_sampling, curves, second_order, two_peaks
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.3, 1.0])
@@ -27,8 +27,26 @@ def test_distance_to_the_boltzmann_density(temperature):
 def test_curves_are_means_over_equal_spans_of_steps():
     steps = np.array([[1.0, 2.0, 39.0, 40.0, np.nan], [10.5, np.nan, np.nan, np.nan, np.nan]])
     values = np.array([[1.0, 3.0, np.nan, 5.0, 9.0], [7.0, 1.0, 1.0, 1.0, 1.0]])
-    binned = abs_lengths.binned(steps, values, total=80)
-    assert binned.shape == (2, abs_lengths.BINS)
+    binned = curves.binned(steps, values, total=80)
+    assert binned.shape == (2, curves.BINS)
     assert binned[0, [0, 1, 20]].tolist() == [1.0, 3.0, 5.0]  # spans of 2 steps
     assert binned[1, 5] == 7.0
     assert np.isfinite(binned).sum() == 4
+
+
+def test_first_span_at_the_threshold():
+    returns = np.array([np.nan, 1.0, 5.0, 3.0])
+    assert second_order.first(returns, 5.0, 80) == 60
+    assert second_order.first(returns, 6.0, 80) == 80
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_variance_of_active_samples(raw):
+    """That of a linear reward, by quadrature 0.2379; its mean is 0, so that raw is no other."""
+    row = active_sampling.estimate("linear", 0.1, 50_000, 0, raw)
+    assert row["variance_ratio"] == pytest.approx(0.238, rel=0.05)
+    assert row["bias"] < 0.02
+    assert row["deviation_beside_policy"] == pytest.approx(1.826, rel=0.01)
+    density, advantages, scores = active_sampling.on_grid("linear")
+    gradient = np.trapezoid((density * advantages)[:, None] * scores, active_sampling.GRID, axis=0)
+    np.testing.assert_allclose(gradient, [1, 0], atol=1e-6)  # d/dmean E[a], d/dlog-deviation E[a]
