@@ -226,6 +226,8 @@ def _called(function: Any, results: tuple[Any, ...], name: str) -> Any:
     `results` are the shapes of what it returns for one environment.
     """
 
+    every = jax.tree.map(lambda _: True, results)  # is batched
+
     def call(*args: jax.Array) -> Any:
         n = args[0].shape[0]
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), results)
@@ -236,10 +238,14 @@ def _called(function: Any, results: tuple[Any, ...], name: str) -> Any:
     batched = custom_vmap(call)
 
     @batched.def_vmap
-    def refuse(size: int, is_batched: Any, *args: jax.Array) -> Any:
-        raise ValueError(
-            f"{name} steps on the host, for one member at a time: it takes no population of {size}"
-        )
+    def of_members(size: int, is_batched: Any, *args: jax.Array) -> Any:
+        if size > 1:
+            raise ValueError(
+                f"{name} steps on the host, for one member at a time: it takes no population of "
+                f"{size}"
+            )
+        one = [x[0] if given else x for x, given in zip(args, is_batched, strict=True)]
+        return jax.tree.map(lambda x: x[None], batched(*one)), every
 
     @custom_vmap
     def single(*args: jax.Array) -> Any:
@@ -251,6 +257,6 @@ def _called(function: Any, results: tuple[Any, ...], name: str) -> Any:
             x if given else jnp.broadcast_to(x, (size, *x.shape))
             for x, given in zip(args, is_batched, strict=True)
         ]
-        return batched(*whole), jax.tree.map(lambda _: True, results)
+        return batched(*whole), every
 
     return single

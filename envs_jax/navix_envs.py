@@ -28,7 +28,10 @@ def build(suite: str, name: str, observation: str) -> NavixEnv:
 
 
 class NavixEnv(SuiteEnv):
-    """A grid world, seen as one-hot objects, colours and states (H, W, 21)."""
+    """A grid world, seen as one-hot objects, colours and states (H, W, 21).
+
+    A symbol without a meaning there, such as state 254 of KeyCorridor's locked door, is zeros.
+    """
 
     def __init__(self, env: Any, name: str, observation: str):
         super().__init__(env, name)

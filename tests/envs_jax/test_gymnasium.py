@@ -206,6 +206,8 @@ def test_populations_are_refused():
     keys = jax.random.split(jax.random.key(0), (3, 2))
     with pytest.raises(ValueError, match="no population of 3"):
         jax.eval_shape(jax.vmap(jax.vmap(env.reset)), keys)
+    obs, _ = jax.vmap(jax.vmap(env.reset))(keys[:1])
+    np.testing.assert_array_equal(obs[0], jax.vmap(env.reset)(keys[0])[0])
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ def test_steps_are_jumanji_s_own(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:scatter inputs have incompatible types:FutureWarning"
+)  # BinPack
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in QUICK_ONES])
 def test_steps_of_all_others_are_jumanji_s_own(name):
     env, params = check_environment(f"jumanji/{name}")
