@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.studies import abs_lengths, two_peaks
+from experiments.studies import abs_lengths, noisy_clip, two_peaks
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.3, 1.0])
@@ -32,3 +32,18 @@ def test_curves_are_means_over_equal_spans_of_steps():
     assert binned[0, [0, 1, 20]].tolist() == [1.0, 3.0, 5.0]  # spans of 2 steps
     assert binned[1, 5] == 7.0
     assert np.isfinite(binned).sum() == 4
+
+
+def test_clipping_rules_are_compared_by_share_by_spread_and_by_what_is_lost():
+    cells = {
+        "E/noise 4": {
+            "final_return": [90.0, 100.0, 110.0],
+            "clip_fraction": [0.2] * 3,
+            "kept_fraction": [0.05] * 3,
+        },
+        "E/hard 4": {"final_return": [160.0, 200.0, 240.0], "clip_fraction": [0.1] * 3},
+    }
+    pair = ("E/", " 4", "noise", "hard")
+    assert noisy_clip.relative(cells, *pair).mean == pytest.approx(-0.5)
+    assert noisy_clip.spread(cells, *pair).mean == pytest.approx((20 - 80) / 3)
+    assert noisy_clip.lost(cells, *pair).mean == pytest.approx(0.05)
