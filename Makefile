@@ -6,7 +6,7 @@ BIN := .venv/bin
 DONE := .venv/.set-up
 DEMO := runs/demo
 
-.PHONY: help setup demo test slow bench lint format constraints
+.PHONY: help setup demo test slow bench docs lint format constraints
 
 help:  ## list the targets (the default)
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | \
@@ -46,6 +46,10 @@ bench: setup  ## speed beside rejax, measured: all rows, or one by ROW=NAME
 			-e '.[bench]' -c constraints.txt; }
 	@rm -rf runs/bench
 	$(BIN)/jaxrl reproduce speed$(if $(ROW),/$(ROW)) --out runs/bench
+
+docs: setup  ## the site, into site/: strict, with the figures that it lacks
+	@$(BIN)/python docs/figures.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: setup  ## style, types and spelling
 	$(BIN)/ruff check .

@@ -13,8 +13,12 @@ from pathlib import Path
 
 AGENTS = {
     "ppo": "on_policy.ppo:PPO",
+    "recurrentppo": "on_policy.recurrentppo:RecurrentPPO",
+    "reppo": "on_policy.reppo:RePPO",
     "a2c": "on_policy.a2c:A2C",
     "aisac": "on_policy.aisac:AISAC",
+    "trpo": "on_policy.trpo:TRPO",
+    "secondorder": "on_policy.secondorder:SecondOrder",
     "pqn": "value_based.pqn:PQN",
     "abs": "value_based.abs:ABS",
     "dqn": "value_based.dqn:DQN",

@@ -1,4 +1,4 @@
-"""Environments: one `make(id)` for four suites, all with gymnax 1.0's interface.
+"""Environments: one `make(id)` for many suites, all with gymnax 1.0's interface.
 
     env, env_params = envs_jax.make("CartPole-v1")
     env, env_params = envs_jax.make("brax/hopper", backend="generalized")
@@ -15,12 +15,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from envs_jax.catalogue import REGISTERED, check_id, describe, list_envs, list_own, unknown
+from envs_jax.catalogue import REGISTERED, check_id, describe, is_own, list_envs, split, unknown
 
-__all__ = ["describe", "list_envs", "make", "options", "register"]
+__all__ = ["check", "describe", "list_envs", "make", "options", "register"]
 
 MOST = 10_000  # of an option that is a size
 _RESETS = ("fresh", "pool", "cached")
+# Options of every suite that `envs_jax.preprocessing` carries out, and what changes nothing.
+_CHANGES: dict[str, Any] = {"action_repeat": 1, "clip_reward": 0.0, "frame_stack": 1}
 
 
 def make(id: str, **options: Any) -> tuple[Any, Any]:
@@ -33,15 +35,19 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
     default; "pool": from `pool_size` (16) resets that every iteration draws anew, in whole or in
     part, the default of the physics suites, whose resets are slow; "cached": back to the
     environment's own first state); `end_broken`: a step to an observation or a reward that is not
-    finite ends its episode, with reward 0 (the physics suites' default).
+    finite ends its episode, with reward 0 (the physics suites' default); `action_repeat` (1): take
+    each action so many times, and add up the rewards; `clip_reward` (0: not at all): clip rewards
+    to plus and minus that (`episode_unclipped_reward` then says what they were); `frame_stack` (1):
+    observe so many frames at once, along the last axis.
     gymnax: `sticky` (0.0), the probability of repeating the last action (discrete actions only).
     brax: `backend` ("spring", "generalized", "positional" or "mjx"). playground: `impl` ("jax"
-    or "warp"). gymnax and brax also take the arguments of the environment's own constructor,
-    and so does one of your own: those that have a default.
+    or "warp"). pgx: `opponent`. navix: `observation`. xminigrid: `benchmark`. gymnax, brax and
+    gymnasium also take the arguments of the environment's own constructor, and so does one of your
+    own: those that have a default. README.md says more about each.
 
     Raises:
-        ValueError, one line: unknown id, option or choice; a value out of range; playground not
-            installed.
+        ValueError, one line: unknown id, option or choice; a value out of range; a suite that is
+            not installed.
     """
     module, defaults = _suite(id)
     for option in options:
@@ -50,22 +56,36 @@ def make(id: str, **options: Any) -> tuple[Any, Any]:
         _check_kind(id, option, options[option], defaults[option])
     # Defaults are filled in, so that one passed by name gives the same environment as one omitted.
     filled = {option: _hashable(value) for option, value in (defaults | options).items()}
-    if filled["resets"] not in _RESETS:
+    if filled.get("resets", "fresh") not in _RESETS:
         raise ValueError(f"{id}: {unknown('resets', filled['resets'], _RESETS)}")
-    if not isinstance(filled["end_broken"], bool):
+    if not isinstance(filled.get("end_broken", False), bool):
         raise ValueError(f"{id}: end_broken={filled['end_broken']} is not true or false")
-    size = filled["pool_size"]
+    size = filled.get("pool_size", 1)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**31:
         raise ValueError(f"{id}: pool_size={size} is not a whole number from 1 to {2**31 - 1:,}")
     changed = {name: x for name, x in options.items() if x != defaults[name]}
     try:
-        env = _build(module.build, id, tuple(sorted(filled.items())), bool(changed))
+        env = _build(module, id, tuple(sorted(filled.items())), bool(changed))
     except ValueError:
         raise
     except Exception as error:  # whatever a constructor or a first reset makes of its options
         line = " ".join(str(error).split())[:150]
         raise ValueError(f"{id}: {changed} cannot be: {type(error).__name__}: {line}") from None
     return env, env.default_params
+
+
+def check(env: Any, env_params: Any) -> None:
+    """Whether agents can learn in an environment; the constructor of every agent asks the same.
+
+    Its methods and spaces are looked at, and a reset and a step traced: nothing is computed.
+
+    Raises:
+        ValueError, one line: what is missing or does not fit, and what to do; its `__cause__` is
+            what the environment's own code raised, if it did.
+    """
+    from jaxrl import environments, spaces
+
+    environments.check(env, env_params, f"environment {spaces.name_of(env)}")
 
 
 def register(id: str, make: Callable[..., Any]) -> None:
@@ -107,13 +127,13 @@ def options(id: str) -> dict[str, Any]:
 
 def _suite(id: str) -> tuple[Any, dict[str, Any]]:
     """The module of an environment's suite, and the options that it takes for it."""
-    suite, _, name = id.rpartition("/")
-    if ":" in id or id in list_own():
+    suite, name = split(id)
+    if is_own(id):
         module = importlib.import_module("envs_jax.own_envs")
     else:
         check_id(id)
         module = importlib.import_module(f"envs_jax.{_MODULES[suite]}")
-    return module, module.options(suite, name)
+    return module, _CHANGES | module.options(suite, name)
 
 
 _MODULES = {
@@ -121,17 +141,33 @@ _MODULES = {
     "brax": "brax_envs",
     "mjx": "brax_envs",
     "playground": "playground_envs",
+    "craftax": "craftax_envs",
+    "pgx": "pgx_envs",
+    "jumanji": "jumanji_envs",
+    "xminigrid": "xminigrid_envs",
+    "navix": "navix_envs",
+    "gymnasium": "gymnasium_envs",
 }
 
 
 @cache
-def _build(build: Any, id: str, options: tuple[tuple[str, Any], ...], try_out: bool) -> Any:
+def _build(module: Any, id: str, options: tuple[tuple[str, Any], ...], try_out: bool) -> Any:
     settings = dict(options)
-    own = {name: settings.pop(name) for name in ("resets", "pool_size", "end_broken")}
-    suite, _, name = id.rpartition("/")
-    env = build(suite, name, **settings)
+    of_all = ("resets", "pool_size", "end_broken")
+    own = {name: settings.pop(name) for name in of_all if name in settings}
+    suite, name = split(id)
+    changes = {
+        option: settings.pop(option)
+        for option in _CHANGES
+        if option not in module.options(suite, name)  # else it is the environment's own
+    }
+    env = module.build(suite, name, **settings)
     for name_of_option, value in own.items():
         setattr(env, name_of_option, value)
+    if any(value != _CHANGES[option] for option, value in changes.items()):
+        from envs_jax.preprocessing import preprocessed
+
+        env = preprocessed(env, **{**_CHANGES, **changes})
     if try_out:
         _try_out(env)
     return env

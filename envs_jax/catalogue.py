@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from typing import Any
 
+from envs_jax import suite_tables
+
 # id -> (observation, action, time limit in steps). Observations are float32, discrete ones int32.
 _GYMNAX = {
     "CartPole-v1": ("(4,)", "Discrete(2)", "500"),
@@ -83,9 +85,29 @@ def _physics(suite: str, sizes: dict[str, tuple[int, int]]) -> dict[str, tuple[s
     }
 
 
-_TABLE = (
-    _GYMNAX | _physics("brax", _BRAX) | _physics("mjx", _BRAX) | _physics("playground", _PLAYGROUND)
-)
+def _discrete(suite: str, rows: dict[str, tuple[str, int, int]]) -> dict[str, tuple[str, str, str]]:
+    return {
+        f"{suite}/{name}": (observation, f"Discrete({actions})", str(limit))
+        for name, (observation, actions, limit) in rows.items()
+    }
+
+
+GYMNASIUM = "gymnasium/"  # before any id that gymnasium knows
+_TABLE = {
+    **_GYMNAX,
+    **_physics("brax", _BRAX),
+    **_physics("mjx", _BRAX),
+    **_physics("playground", _PLAYGROUND),
+    **_discrete("craftax", suite_tables.CRAFTAX),
+    **_discrete("pgx", suite_tables.PGX),
+    **_discrete("jumanji", suite_tables.JUMANJI),
+    **_discrete("xminigrid", suite_tables.XMINIGRID),
+    **_discrete("navix", suite_tables.NAVIX),
+    **{
+        GYMNASIUM + name: (observation, action, str(limit))
+        for name, (observation, action, limit) in suite_tables.GYMNASIUM.items()
+    },
+}
 
 _SWIMMER = "brax 0.14.2 calls jnp.clip with an argument that jax has removed"
 _FIND_BODY = "playground 0.2.0 calls MjSpec.find_body, which mujoco has removed"
@@ -95,6 +117,7 @@ _LEFT_OUT = {
     "mjx/swimmer": _SWIMMER,
     "playground/ReacherEasy": _FIND_BODY,
     "playground/ReacherHard": _FIND_BODY,
+    **suite_tables.LEFT_OUT,
 }
 
 
@@ -112,8 +135,22 @@ def list_own() -> tuple[str, ...]:
 
 
 def list_envs() -> tuple[str, ...]:
-    """Every id that `make` accepts, beside module:NAME. Imports no environment library."""
+    """The ids that `make` accepts, beside module:NAME and gymnasium/ID of any other ID there.
+
+    Imports no environment library.
+    """
     return (*_TABLE, *list_own())
+
+
+def is_own(id: str) -> bool:
+    """Whether an id is of an environment that was registered or installed, or is module:NAME."""
+    return not id.startswith(GYMNASIUM) and (":" in id or id in list_own())
+
+
+def split(id: str) -> tuple[str, str]:
+    """(suite, name): ("", "CartPole-v1"), ("brax", "hopper"), ("gymnasium", "ALE/Pong-v5")."""
+    suite, slash, name = id.partition("/")
+    return (suite, name) if slash else ("", id)
 
 
 def describe(id: str) -> dict[str, str]:
@@ -122,7 +159,7 @@ def describe(id: str) -> dict[str, str]:
     The row describes the environment with its default options; of one that is not in the catalogue
     it knows the id only. ValueError (one line) for an unknown id.
     """
-    if id in list_own():
+    if id in list_own() or (id not in _TABLE and id.startswith(GYMNASIUM)):
         return {"id": id, "observation": "-", "action": "-", "time_limit": "-"}
     check_id(id)
     observation, action, time_limit = _TABLE[id]
@@ -133,7 +170,7 @@ def check_id(id: str) -> None:
     """ValueError (one line, with the nearest names) unless `make` knows the id."""
     if id in _LEFT_OUT:
         raise ValueError(f"environment {id} does not work here: {_LEFT_OUT[id]}")
-    if id not in _TABLE:
+    if id not in _TABLE and not id.startswith(GYMNASIUM):
         raise ValueError(unknown("environment", id, _TABLE))
 
 

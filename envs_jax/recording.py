@@ -138,7 +138,7 @@ class Recording:
             log_prob: of the recorded actions under the policy to evaluate (M,).
 
         Raises:
-            ValueError where the recording has no log-probabilities, or as many others.
+            ValueError: the recording has no log-probabilities, or as many others.
         """
         if self.log_prob is None:
             raise ValueError("the recording does not hold the log-probabilities of its actions")
@@ -177,7 +177,7 @@ def join(recordings: Sequence[Recording]) -> Recording:
     where all have them.
 
     Raises:
-        ValueError where they are of different shapes.
+        ValueError: they are of different shapes.
     Warns where their reference returns differ: scores are then not normalised.
     """
     if len(recordings) == 1:

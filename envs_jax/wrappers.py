@@ -9,6 +9,8 @@ from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 
+from jaxrl import masks
+
 
 def strong(tree: Any) -> Any:
     """The same values, every leaf an array that is not weakly typed.
@@ -40,25 +42,27 @@ def constructor_options(constructor: Any) -> dict[str, Any]:
 
 
 def finite(
-    obs: jax.Array, reward: jax.Array, terminated: jax.Array, info: dict[str, Any]
-) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+    obs: Any, reward: jax.Array, terminated: jax.Array, info: dict[str, Any]
+) -> tuple[Any, jax.Array, jax.Array, dict[str, Any]]:
     """A step as agents can learn from it, whatever the simulator returned.
 
     A step to an observation or a reward that is not finite ends its episode with reward 0, at an
     observation whose broken numbers are 0; `info["broken"]` is 1 there, else 0.
     """
-    sound = jnp.isfinite(obs)
+    sound = jnp.isfinite(masks.split(obs)[0])
     broken = ~(sound.all() & jnp.isfinite(reward))
     info = info | {"broken": broken.astype(jnp.float32)}
-    return jnp.where(sound, obs, 0), jnp.where(broken, 0, reward), terminated | broken, info
+    obs = masks.map_obs(lambda x: jnp.where(sound, x, 0), obs)
+    return obs, jnp.where(broken, 0, reward), terminated | broken, info
 
 
 class Typed(Environment):
     """A gymnax environment as agents expect it; the outermost wrapper of what `make` returns.
 
-    Observations are float32 (discrete ones int32; agents make one-hot vectors of them), rewards
-    are float32, and states have the same types after a reset as after a step. Keys and dynamics
-    are the inner environment's own.
+    Observations are float32 (discrete ones int32, of which agents make one-hot vectors; bytes stay
+    bytes, which agents scale to [0, 1] where networks take them), rewards are float32, and states
+    have the same types after a reset as after a step. Keys and dynamics are the inner
+    environment's own.
     """
 
     resets = "fresh"
@@ -116,13 +120,18 @@ class Typed(Environment):
         space = self._env.observation_space(params)
         if isinstance(space, spaces.Discrete):
             return space
-        return spaces.Box(space.low, space.high, space.shape, jnp.float32)
+        kept = jnp.uint8 if space.dtype == jnp.uint8 else jnp.float32
+        return spaces.Box(space.low, space.high, space.shape, kept)
 
     def state_space(self, params: Any) -> Any:
         return self._env.state_space(params)
 
-    def _observation(self, obs: Any) -> jax.Array:
-        return jnp.asarray(obs, self._dtype)
+    def _observation(self, obs: Any) -> Any:
+        return masks.map_obs(self._converted, obs)
+
+    def _converted(self, obs: Any) -> jax.Array:
+        is_bytes = getattr(obs, "dtype", None) == jnp.uint8
+        return jnp.asarray(obs, jnp.uint8 if is_bytes else self._dtype)
 
 
 class TypedStep(Typed):

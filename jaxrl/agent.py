@@ -12,13 +12,15 @@ import enum
 import math
 import typing
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
 
-from jaxrl import spaces
+from jaxrl import environments, masks, spaces
 
 LARGEST = 2**31 - 1  # that static numbers are counted to
+OWN = "module:NAME"  # among accepted words: what the user's own code holds
 TINY, HUGE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of numbers in single precision
 
 Interval = str
@@ -36,6 +38,7 @@ class Tag(enum.IntEnum):
     TEST = 5  # after it
     MEASURE = 6
     ADOPT = 7  # the root of a run that starts from what another has learnt
+    REFILL = 8  # of a replay that was not kept
 
 
 def derive(key: jax.Array, tag: Tag, t: int | jax.Array = 0) -> jax.Array:
@@ -60,7 +63,8 @@ def traced(default: Any, valid: Valid, doc: str) -> Any:
 def static(default: Any, valid: Valid, doc: str) -> Any:
     """Declare a hyper-parameter that is part of the program's identity.
 
-    `valid` is an interval for numbers and tuples of numbers, or a tuple of accepted strings.
+    `valid` is an interval for numbers and tuples of numbers, or a tuple of accepted strings; with
+    `OWN` among them also module:NAME, and in Python what that means.
     """
     return dataclasses.field(default=default, metadata={"static": True, "valid": valid, "doc": doc})
 
@@ -140,7 +144,8 @@ class Hyperparameter:
                     f"{owner}: {self.name}={value!r} is no number in single precision, which "
                     f"reaches from {TINY:.3g} to {HUGE:.3g}"
                 )
-            if isinstance(self.valid, tuple) and item not in self.valid:
+            is_own = isinstance(item, str) and ":" in item and OWN in (self.valid or ())
+            if isinstance(self.valid, tuple) and item not in self.valid and not is_own:
                 choices = ", ".join(self.valid)
                 raise ValueError(f"{owner}: {self.name}={value!r} is not one of {choices}")
             if isinstance(self.valid, str) and not _inside(item, self.valid):
@@ -179,6 +184,7 @@ class Agent:
     """
 
     name: ClassVar[str] = "agent"
+    takes_masks: ClassVar[bool] = False  # whether it heeds `jaxrl.Masked` observations
 
     env: Any = dataclasses.field(metadata={"static": True})
     env_params: Any = dataclasses.field(metadata={"static": False})
@@ -205,8 +211,11 @@ class Agent:
             if hyperparameter.type is float and isinstance(value, int):
                 # 1 for 1.0 must not make an integer of a traced number: that is another program.
                 object.__setattr__(self, hyperparameter.name, float(value))
-        spaces.require_env(self.env, self.env_params, self.name)
-        spaces.require_info(self.record, self.env, self.env_params, self.name)
+        environment = f"{self.name}: {spaces.name_of(self.env)}"
+        seen = environments.check(self.env, self.env_params, environment)
+        if seen.masked and not self.takes_masks:
+            raise ValueError(f"{environment} masks actions, and {self.name} would take any")
+        environments.require_info(self.record, seen, self.env, self.name)
         self.check()
         self._refuse_unused()
 
@@ -317,9 +326,14 @@ class Agent:
     def obs_space(self) -> Any:
         return self.env.observation_space(self.env_params)
 
-    def encode(self, obs: jax.Array) -> jax.Array:
+    @property
+    def masked(self) -> bool:
+        """Whether observations say which actions may be taken: whether they are `jaxrl.Masked`."""
+        return environments.interface(self.env, self.env_params).masked
+
+    def encode(self, obs: Any) -> Any:
         """Observations as numbers that networks take: one-hot where they are discrete."""
-        return spaces.encode(self.obs_space, obs)
+        return masks.map_obs(partial(spaces.encode, self.obs_space), obs)
 
     def env_action(self, action: jax.Array) -> jax.Array:
         """An action in the environment's own units: continuous ones clipped to [-1, 1], scaled."""
@@ -344,6 +358,13 @@ class Agent:
     def without_replay(self, state: Any) -> Any:
         """A finished run's state without its replay memory, from which it can act, not train."""
         return state
+
+    def refilled(self, state: Any, t: jax.Array) -> Any:
+        """A state without its replay memory after iteration t, with one that is filled again.
+
+        Raises: ValueError where the agent does not say how.
+        """
+        raise ValueError(f"{self.name}: its replay memory was not kept, so it cannot train on")
 
     def adopt(self, state: Any) -> Any:
         """A state at the start of training with what another agent's `state` has learnt.

@@ -55,3 +55,13 @@ def locking(path: Path) -> TextIO:
 
 def _opened(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def existing(path: Path) -> Path:
+    """A folder that is there: the path, or the nearest one that it will be in."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,9 +1,10 @@
-"""Agents and environments of the user's own, by name: `module:NAME`."""
+"""Agents, environments and networks of the user's own, by name: `module:NAME`."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from typing import Any
 
@@ -17,7 +18,7 @@ def load(name: str, kind: str) -> Any:
 
     Args:
         name: such as "my_package.agents:MyAgent".
-        kind: "agent" or "environment", for error lines.
+        kind: "agent", "environment" or "network", for error lines.
 
     Raises: ValueError where there is no such module, or nothing of that name in it.
     """
@@ -39,3 +40,17 @@ def load(name: str, kind: str) -> Any:
         hint = did_you_mean(attribute, public)
         raise ValueError(f"{kind} {name}: {module_name} has no {attribute}; {hint}")
     return getattr(module, attribute)
+
+
+def name_of(value: Any) -> Any:
+    """Something of the user's own in a word: a class or a function as module:NAME.
+
+    An instance as its representation, in a line and without the addresses of functions in it; a
+    word and a number as they are.
+    """
+    if isinstance(value, str | int | float | tuple | None):
+        return value
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
+    return text.replace("# attributes ", "")  # which flax puts before those of a module

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import masks
+
 LARGEST_BOUND = 1e9  # a bound beyond it, such as the largest float, only says that there is none
 
 
@@ -31,9 +33,15 @@ def action_size(space: Any) -> int:
 # Actions ----------------------------------------------------------------------------------------
 
 
-def random_action(space: Any, key: jax.Array, num: int) -> jax.Array:
-    """`num` uniform actions; continuous ones over the whole box [-1, 1] (num, D)."""
+def random_action(space: Any, key: jax.Array, num: int, mask: jax.Array | None = None) -> jax.Array:
+    """`num` uniform actions; continuous ones over the whole box [-1, 1] (num, D).
+
+    Args:
+        mask: which discrete actions may be taken (num, A), if not all.
+    """
     size = action_size(space)
+    if mask is not None:
+        return masks.masked(jax.random.uniform(key, (num, size)), mask).argmax(-1)
     if is_discrete(space):
         return jax.random.randint(key, (num,), 0, size)
     return jax.random.uniform(key, (num, size), jnp.float32, minval=-1.0, maxval=1.0)
@@ -95,31 +103,23 @@ def encode(space: Any, obs: jax.Array) -> jax.Array:
 # What agents require ----------------------------------------------------------------------------
 
 
-def require_env(env: Any, env_params: Any, agent: str) -> None:
-    """Raise ValueError unless an environment has gymnax's methods and spaces that agents know.
+def name_of(env: Any) -> str:
+    """What an environment is called in a line."""
+    if isinstance(env, str | type):
+        return repr(env) if isinstance(env, str) else env.__name__
+    return str(getattr(env, "name", type(env).__name__))
 
-    Warns, once for each environment, of actions that have no bounds.
-    """
-    name = getattr(env, "name", type(env).__name__)
-    for method in ("reset", "step", "action_space", "observation_space"):
-        if not callable(getattr(env, method, None)):
-            raise ValueError(
-                f"{agent}: {name} has no method {method}: it needs the interface of gymnax 1.0"
-            )
-    action, observation = env.action_space(env_params), env.observation_space(env_params)
-    for kind, space in (("action", action), ("observation", observation)):
-        if not (is_discrete(space) or is_box(space)):
-            raise ValueError(
-                f"{agent}: {name} has a {type(space).__name__} as its {kind} space; agents take "
-                "Discrete and Box: flatten or encode it in a wrapper"
-            )
-    if not is_discrete(action):
-        unbounded = _unbounded(
-            tuple(np.broadcast_to(action.low, action.shape).ravel().tolist()),
-            tuple(np.broadcast_to(action.high, action.shape).ravel().tolist()),
-        )
-        if unbounded:
-            _warn_of_bounds(agent, name, unbounded)
+
+def warn_of_bounds(action: Any, name: str) -> None:
+    """Warn, once for each environment, of actions that have no bounds."""
+    if is_discrete(action):
+        return
+    unbounded = _unbounded(
+        tuple(np.broadcast_to(action.low, action.shape).ravel().tolist()),
+        tuple(np.broadcast_to(action.high, action.shape).ravel().tolist()),
+    )
+    if unbounded:
+        _warn_of_bounds(name, unbounded)
 
 
 @functools.lru_cache(maxsize=64)
@@ -129,9 +129,9 @@ def _unbounded(low: tuple[float, ...], high: tuple[float, ...]) -> int:
 
 
 @functools.lru_cache(maxsize=64)  # once for each environment, not for each member of a sweep
-def _warn_of_bounds(agent: str, name: str, dimensions: int) -> None:
+def _warn_of_bounds(name: str, dimensions: int) -> None:
     warnings.warn(
-        f"{name} has {dimensions} action dimensions without finite bounds: {agent} explores them "
+        f"{name} has {dimensions} action dimensions without finite bounds: agents explore them "
         "in [-1, 1], unscaled",
         stacklevel=6,
     )
@@ -141,33 +141,10 @@ def require(space: Any, kind: str, agent: str, env: Any) -> None:
     """Raise ValueError unless an action space is of `kind`, "discrete" or "continuous"."""
     actual = "discrete" if is_discrete(space) else "continuous"
     if actual != kind:
-        raise ValueError(f"{agent} needs {kind} actions, but {env.name} has {actual} ones")
+        raise ValueError(f"{agent} needs {kind} actions, but {name_of(env)} has {actual} ones")
 
 
 def require_image(shape: tuple[int, ...], agent: str) -> None:
     """Raise ValueError unless observations are (H, W, C) images of at least 3x3 pixels."""
     if len(shape) != 3 or min(shape[:2]) < 3:
         raise ValueError(f"{agent}: network='cnn' needs (H, W, C) observations, not {shape}")
-
-
-def require_info(names: tuple[str, ...], env: Any, env_params: Any, agent: str) -> None:
-    """Raise ValueError unless the environment reports each name in `info`, a number per step."""
-    if not names:
-        return
-
-    def step(key: jax.Array) -> dict[str, Any]:
-        _, state = env.reset(key, env_params)
-        space = env.action_space(env_params)
-        action = to_env(space, random_action(space, key, 1))[0]
-        info: dict[str, Any] = env.step(key, state, action, env_params)[-1]
-        return info
-
-    shapes = jax.eval_shape(step, jax.random.key(0))
-    own = ("terminated", "truncated", "discount")
-    numbers = [name for name, x in shapes.items() if not jnp.shape(x) and name not in own]
-    for name in names:
-        if name not in numbers or name in ("return", "length"):
-            there = f"it has {', '.join(sorted(numbers))}" if numbers else "it has none"
-            raise ValueError(
-                f"{agent}: record={name!r} is not a number in the info of {env.name}; {there}"
-            )

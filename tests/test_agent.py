@@ -35,7 +35,7 @@ def test_hyperparameters_say_what_was_declared():
     envs = declared["num_envs"]
     assert (envs.kind, envs.type, envs.valid) == ("static", int, "[1, inf)")
     assert declared["hidden_sizes"].type is tuple
-    assert declared["network"].valid == ("mlp", "cnn")
+    assert declared["network"].valid == ("mlp", "cnn", "module:NAME")
     assert declared["normalize_rewards"].type is bool
     assert next(iter(declared)) == "total_steps"
 

@@ -13,6 +13,7 @@ from experiments.command.cli import main
 MODULE = """
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
@@ -100,6 +101,18 @@ def make_nothing():
     return 3
 
 
+class Torso(nn.Module):
+    width: int = 3
+
+    @nn.compact
+    def __call__(self, obs):
+        return nn.relu(nn.Dense(self.width)(obs))
+
+
+def twice(obs):
+    return 2 * obs
+
+
 number = 3
 """
 BROKEN = "import a_library_that_is_not_there"
@@ -130,6 +143,7 @@ def mine(tmp_path, monkeypatch):
 
 def test_they_are_trained_evaluated_and_resumed_by_name(mine, capsys):
     words = ["train", "mine:Mine", "mine:make_short", "env.limit=6", "env.goal=2", *TINY]
+    words += ["network=mine:Torso"]
     assert main(words) == 0
     (run,) = (mine / "runs").iterdir()
     assert run.name.startswith("mine-Mine-mine-make_short-")
@@ -137,6 +151,7 @@ def test_they_are_trained_evaluated_and_resumed_by_name(mine, capsys):
     assert (config["agent"], config["env"]) == ("mine:Mine", "mine:make_short")
     assert config["env_options"]["limit"] == 6
     assert config["env_params"] == {"goal": 2.0}
+    assert config["hyperparameters"]["network"] == "mine:Torso"
     assert main(["eval", str(run), "--episodes", "2"]) == 0
     assert main(["train", "--resume", str(run), "--steps", "64"]) == 0
 
@@ -203,12 +218,18 @@ def test_installed_packages_declare_theirs(mine, capsys):
         ("ppo mine:make_nothing", "environment mine:make_nothing gives a int: it has to give"),
         (
             "ppo mine:Wide",
-            "a reset gives observations of shape (1,), and its observation_space says",
+            "gives observations of shape (1,) by a reset, and its observation_space says (2,)",
         ),
-        ("ppo mine:Changing", "state.time is int32[] after a reset and float32[] after a step"),
-        ("ppo mine:Losing", "mine:Losing: a step gives a state of other fields than a reset"),
-        ("ppo mine:Vector", "mine:Vector: reward has shape (1,), not ()"),
-        ("ppo mine:Four", "mine:Four cannot take a step: not enough values to unpack"),
+        ("ppo mine:Changing", "gives state.time as int32[] by a reset and as float32[] by a step"),
+        ("ppo mine:Losing", "mine:Losing gives a state of other fields by a step than by a reset"),
+        ("ppo mine:Vector", "mine:Vector gives a reward of shape (1,): it is one number"),
+        (
+            "ppo mine:Four",
+            "mine:Four fails in step_env(key, state, action, params): ValueError: not",
+        ),
+        ("ppo mine:Walk network=mine:Torse", "network mine:Torse: mine has no Torse; did you mean"),
+        ("ppo mine:Walk network=mine:number", "network=mine:number is neither a flax module nor"),
+        ("ppo mine:Walk network=mine:Walk", "network=mine:Walk is neither a flax module nor a"),
         ("ppo mine:Walk env.limits=3", "unknown option 'limits'; did you mean limit?"),
     ],
 )

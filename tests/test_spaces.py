@@ -1,6 +1,5 @@
 """Spaces: what agents take, bounds that are none, one-hot observations."""
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,44 +46,6 @@ def test_agents_on_unbounded_actions_are_finite_and_say_so_once(cls):
     state = agent.init(KEY)
     assert np.isfinite(agent.policy(state, deterministic=False)(jnp.ones(1), KEY)).all()
     agent.replace(gamma=0.5)  # warns no more
-
-
-class Spaced(Probe):
-    """A probe with spaces of any kind."""
-
-    def __init__(self, action=None, observation=None):
-        super().__init__()
-        self.spaces = action, observation
-
-    def action_space(self, params):
-        return self.spaces[0] or super().action_space(params)
-
-    def observation_space(self, params):
-        return self.spaces[1] or super().observation_space(params)
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        gymnax_spaces.Dict({"a": gymnax_spaces.Discrete(2)}),
-        gymnax_spaces.Tuple((gymnax_spaces.Discrete(2),)),
-        gymnasium.spaces.MultiBinary(3),
-        gymnasium.spaces.MultiDiscrete([2, 3]),
-    ],
-    ids=lambda space: type(space).__name__,
-)
-@pytest.mark.parametrize("kind", ["action", "observation"])
-def test_other_spaces_are_refused_in_one_line(space, kind):
-    env = Spaced(**{kind: space})
-    message = f"ppo: Spaced has a {type(space).__name__} as its {kind} space; agents take"
-    with pytest.raises(ValueError, match=message) as error:
-        PPO(env, env.default_params)
-    assert "\n" not in str(error.value)
-
-
-def test_an_environment_without_the_methods_is_named():
-    with pytest.raises(ValueError, match="has no method action_space"):
-        PPO(gymnasium.make("CartPole-v1").unwrapped, None)
 
 
 class Corridor(Probe):

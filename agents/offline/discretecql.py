@@ -9,11 +9,11 @@ import optax
 from jax import lax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import epsilon_greedy, epsilon_greedy_log_prob
 from jaxrl.parts.losses import action_value, q_targets
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import clipped_adam, copy_of, descend, linear_schedule, polyak
 from jaxrl.parts.replay import Batch, valid_mean
 
@@ -48,7 +48,9 @@ class DiscreteCQL(Learner):
     epsilon_fraction: float = traced(0.3, "(0, 1]", "part of training over which it decays")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards in the targets")
     max_grad_norm: float = traced(10.0, "(0, inf]", "global norm that gradients are clipped to")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
     hidden_sizes: tuple[int, ...] = static((128, 128), "[1, inf)", "widths of the hidden layers")
     layer_norm: bool = static(False, None, "LayerNorm before each activation")
 
@@ -59,6 +61,7 @@ class DiscreteCQL(Learner):
         spaces.require(self.action_space, "discrete", self.name, self.env)
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
 
     def unused(self) -> dict[str, str]:
         if self.collects:
@@ -74,6 +77,7 @@ class DiscreteCQL(Learner):
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
             layer_norm=self.layer_norm,
         )
 

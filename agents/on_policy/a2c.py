@@ -12,16 +12,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import spaces
-from jaxrl.agent import static, traced
+from jaxrl import masks, spaces
+from jaxrl.agent import OWN, static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical, Normal
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import clipped_adam, clipped_rmsprop, descend, linear_schedule
 
 
 class A2C(OnPolicy):
     """Advantage actor-critic: one gradient step per rollout; discrete and continuous actions."""
+
+    takes_masks = True
 
     num_envs: int = static(16, "[1, inf)", "environments stepped in parallel")
     num_steps: int = static(5, "[1, inf)", "steps per environment and iteration")
@@ -32,7 +34,9 @@ class A2C(OnPolicy):
     entropy_coef: float = traced(0.01, "[0, inf)", "weight of the entropy bonus")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
     max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
     hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
     activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
@@ -42,6 +46,7 @@ class A2C(OnPolicy):
         super().check()
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
 
     def make_network(self, outputs: int, output_scale: float) -> Network:
         return Network(
@@ -50,6 +55,7 @@ class A2C(OnPolicy):
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
             output_scale=output_scale,
         )
 
@@ -60,12 +66,15 @@ class A2C(OnPolicy):
     def make_critic(self) -> Network:
         return self.make_network(1, output_scale=1.0)
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical | Normal:
+    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+        obs, mask = masks.split(obs)
         output = self.make_actor().apply(params["actor"], obs)
-        return Categorical(output) if self.discrete else Normal(output, params["log_std"])
+        if self.discrete:
+            return Categorical(masks.masked(output, mask))
+        return Normal(output, params["log_std"])
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_critic().apply(params["critic"], obs)[..., 0]
+    def value(self, params: Any, obs: Any) -> jax.Array:
+        return self.make_critic().apply(params["critic"], masks.split(obs)[0])[..., 0]
 
     def make_optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate

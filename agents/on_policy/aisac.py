@@ -19,11 +19,11 @@ import optax
 from jax import lax
 
 from jaxrl import spaces
-from jaxrl.agent import static, traced
+from jaxrl.agent import OWN, static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.active_sampling import DefensiveMixture, limited, moved, score, weighted_moments
 from jaxrl.parts.distributions import Categorical, Normal
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import clipped_adam, clipped_rmsprop, descend, linear_schedule
 from jaxrl.parts.returns import vtrace
 from jaxrl.parts.rollout import Transition
@@ -56,7 +56,9 @@ class AISAC(OnPolicy):
     max_trace: float = traced(1.0, "[0, inf]", "ratios along the critic's traces are cut at this")
     entropy_coef: float = traced(0.0, "[0, inf)", "weight of the entropy bonus")
     max_grad_norm: float = traced(0.5, "(0, inf]", "norm that the gradient of each is clipped to")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
     hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths of every network")
     activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
@@ -73,6 +75,7 @@ class AISAC(OnPolicy):
             spaces.require(self.action_space, "continuous", "aisac: fit='moments'", self.env)
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
 
     @property
     def residual_size(self) -> int:
@@ -86,6 +89,7 @@ class AISAC(OnPolicy):
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
             output_scale=output_scale,
         )
 

@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import spaces
-from jaxrl.agent import static, traced
+from jaxrl import masks, spaces
+from jaxrl.agent import OWN, static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical, Normal
-from jaxrl.parts.networks import Network
+from jaxrl.parts.losses import keep_probability, kept_by_noise
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
+
+FACTORS = 1 / 32, 32.0  # between which `kl_rule` moves the step size
 
 
 class PPO(OnPolicy):
     """Proximal Policy Optimization, with a clipped objective; discrete and continuous actions."""
 
+    takes_masks = True
+
     num_epochs: int = static(4, "[1, inf)", "passes over each rollout")
     num_minibatches: int = static(8, "[1, inf)", "gradient steps per pass; divides the batch")
     learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size at the start")
     learning_rate_end: float = traced(0.0, "[0, inf)", "its fraction left at the end (linear)")
+    kl_rule: str = static(
+        "none",
+        ("none", "stop", "learning_rate"),
+        "beyond target_kl: nothing; no more updates of this rollout; a smaller step size",
+    )
+    target_kl: float = traced(0.01, "(0, inf)", "KL divergence from the policy that collected")
     clip_range: float = traced(0.2, "(0, inf)", "the probability ratio stays within 1 +- this")
+    clip_range_end: float = traced(1.0, "(0, inf)", "its fraction left at the end (linear)")
+    clip_rule: str = static(
+        "hard",
+        ("hard", "noise", "decay"),
+        "gradient beyond the clip range: none; all of it, at random (NSR); or that in expectation",
+    )
+    clip_noise: float = traced(
+        0.2, "[0, 1)", "a step is kept if its ratio x U(1 +- this) is within the clip range"
+    )
     value_clip_range: float = traced(0.2, "(0, inf]", "a value moves by at most this; inf: freely")
+    normalize_advantages: str = static(
+        "minibatch", ("minibatch", "batch", "none"), "to mean 0 and std 1, over what"
+    )
     entropy_coef: float = traced(0.01, "[0, inf)", "weight of the entropy bonus")
+    entropy_coef_end: float = traced(1.0, "[0, inf)", "its fraction left at the end (linear)")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
     max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
     hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
     activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
+    log_std_start: float = traced(0.0, "[-10, 2]", "log-deviation of continuous actions at first")
+    state_dependent_std: bool = static(False, None, "the actor gives it, else it is one for all")
+    squash_actions: bool = static(False, None, "by tanh into the box, else they are clipped to it")
 
     # Networks ---------------------------------------------------------------------------------
 
@@ -44,6 +74,18 @@ class PPO(OnPolicy):
             )
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
+
+    def unused(self) -> dict[str, str]:
+        why = super().unused()
+        if self.clip_rule == "hard":
+            why["clip_noise"] = "with clip_rule=hard"
+        if self.kl_rule == "none":
+            why["target_kl"] = "with kl_rule=none"
+        if self.discrete:
+            of_normals = ("log_std_start", "state_dependent_std", "squash_actions")
+            why |= dict.fromkeys(of_normals, "with discrete actions")
+        return why
 
     def make_network(self, outputs: int, output_scale: float) -> Network:
         return Network(
@@ -52,27 +94,39 @@ class PPO(OnPolicy):
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
             output_scale=output_scale,
         )
 
     def make_actor(self) -> Network:
         """Its last layer is small, so that it is near uniform at first."""
-        return self.make_network(spaces.action_size(self.action_space), output_scale=0.01)
+        size = spaces.action_size(self.action_space)
+        if not self.discrete and self.state_dependent_std:
+            size *= 2
+        return self.make_network(size, output_scale=0.01)
 
     def make_critic(self) -> Network:
         return self.make_network(1, output_scale=1.0)
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical | Normal:
+    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+        obs, mask = masks.split(obs)
         output = self.make_actor().apply(params["actor"], obs)
-        return Categorical(output) if self.discrete else Normal(output, params["log_std"])
+        if self.discrete:
+            return Categorical(masks.masked(output, mask))
+        if not self.state_dependent_std:
+            return Normal(output, params["log_std"])
+        mean, log_std = jnp.split(output, 2, axis=-1)
+        return Normal(mean, jnp.clip(self.log_std_start + log_std, -10.0, 2.0))
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_critic().apply(params["critic"], obs)[..., 0]
+    def value(self, params: Any, obs: Any) -> jax.Array:
+        return self.make_critic().apply(params["critic"], masks.split(obs)[0])[..., 0]
 
-    def optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
+    def optimizer(
+        self, progress: jax.Array | float, factor: jax.Array | float = 1.0
+    ) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate
         learning_rate = linear_schedule(self.learning_rate, end, progress)
-        return clipped_adam(learning_rate, self.max_grad_norm, eps=1e-5)
+        return clipped_adam(factor * learning_rate, self.max_grad_norm, eps=1e-5)
 
     # Init -------------------------------------------------------------------------------------
 
@@ -82,41 +136,86 @@ class PPO(OnPolicy):
             "actor": self.make_actor().init(actor_key, obs),
             "critic": self.make_critic().init(critic_key, obs),
         }
-        if not self.discrete:
+        if not self.discrete and not self.state_dependent_std:
             size = spaces.action_size(self.action_space)
-            params["log_std"] = jnp.zeros((size,), jnp.float32)
+            params["log_std"] = jnp.full((size,), self.log_std_start, jnp.float32)
         return params
 
     def init_optimizer(self, params: Any) -> Any:
-        return self.optimizer(0.0).init(params)
+        adam = self.optimizer(0.0).init(params)
+        return (adam, jnp.ones(())) if self.kl_rule == "learning_rate" else adam
 
     # Update -----------------------------------------------------------------------------------
 
     def improve(
         self, params: Any, opt_state: Any, batch: Batch, key: jax.Array, progress: jax.Array
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
-        optimizer = self.optimizer(progress)
+        if self.normalize_advantages == "batch":
+            batch = batch._replace(advantage=normalized(batch.advantage))
+        scheduled = self.replace(
+            clip_range=linear_schedule(
+                self.clip_range, self.clip_range_end * self.clip_range, progress
+            ),
+            entropy_coef=linear_schedule(
+                self.entropy_coef, self.entropy_coef_end * self.entropy_coef, progress
+            ),
+        )
 
-        def update(carry, minibatch):
-            params, opt_state = carry
-            grads, metrics = jax.grad(self.loss, has_aux=True)(params, minibatch)
-            updates, opt_state = optimizer.update(grads, opt_state)
-            return (optax.apply_updates(params, updates), opt_state), metrics
+        def update(carry, minibatch, *noise_key):
+            params, opt_state, going = carry
+            grads, metrics = jax.grad(scheduled.loss, has_aux=True)(params, minibatch, *noise_key)
+            kl = metrics["approx_kl"]
+            new, of_rule = self.descend(params, opt_state, grads, kl, progress)
+            if self.kl_rule == "stop":  # what has gone too far stays there
+                going &= kl <= self.target_kl
+                new = jax.tree.map(partial(jnp.where, going), new, (params, opt_state))
+                of_rule["update_fraction"] = going.astype(jnp.float32)
+            return (*new, going), metrics | of_rule
 
-        (params, opt_state), metrics = minibatch_epochs(
-            key, update, (params, opt_state), batch, self.num_epochs, self.num_minibatches
+        (params, opt_state, _), metrics = minibatch_epochs(
+            key,
+            update,
+            (params, opt_state, jnp.bool_(True)),
+            batch,
+            self.num_epochs,
+            self.num_minibatches,
+            keyed=self.clip_rule == "noise",
         )
         return params, opt_state, jax.tree.map(jnp.mean, metrics)
 
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def descend(
+        self, params: Any, opt_state: Any, grads: Any, kl: jax.Array, progress: jax.Array
+    ) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+        """A gradient step; its size follows the KL divergence with kl_rule=learning_rate."""
+        if self.kl_rule != "learning_rate":
+            updates, opt_state = self.optimizer(progress).update(grads, opt_state)
+            return (optax.apply_updates(params, updates), opt_state), {}
+        adam, factor = opt_state  # section 4's rule for the penalty, as rl_games has it for steps
+        factor = jnp.where(kl > 2 * self.target_kl, factor / 1.5, factor)
+        factor = jnp.where(kl < self.target_kl / 2, factor * 1.5, factor)
+        factor = jnp.clip(factor, *FACTORS)
+        updates, adam = self.optimizer(progress, factor).update(grads, adam)
+        metrics = {"learning_rate_factor": factor}
+        return (optax.apply_updates(params, updates), (adam, factor)), metrics
+
+    def loss(
+        self, params: Any, batch: Batch, noise_key: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Clipped surrogate - entropy bonus + clipped value loss (eqs. 7 and 9)."""
         dist = self.distribution(params, batch.obs)
         log_ratio = dist.log_prob(batch.action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
         clipped_ratio = jnp.clip(ratio, 1 - self.clip_range, 1 + self.clip_range)
-        advantage = batch.advantage - batch.advantage.mean()
-        advantage /= batch.advantage.std() + 1e-8
-        policy_loss = -jnp.minimum(ratio * advantage, clipped_ratio * advantage).mean()
+        advantage = batch.advantage
+        if self.normalize_advantages == "minibatch":
+            advantage = normalized(advantage)
+        surrogate = jnp.minimum(ratio * advantage, clipped_ratio * advantage)
+        of_rule: dict[str, jax.Array] = {}
+        if self.clip_rule != "hard":
+            kept = self.kept(ratio, advantage, noise_key)
+            surrogate += kept * (ratio - clipped_ratio) * advantage
+            of_rule["kept_fraction"] = kept.mean()
+        policy_loss = -surrogate.mean()
 
         value = self.value(params, batch.obs)
         limit = self.value_clip_range
@@ -132,4 +231,31 @@ class PPO(OnPolicy):
             "entropy": entropy,
             "approx_kl": (ratio - 1 - log_ratio).mean(),  # Schulman 2020's k3 estimator
             "clip_fraction": (jnp.abs(ratio - 1) > self.clip_range).mean(),
+            **of_rule,
         }
+
+    def kept(
+        self, ratio: jax.Array, advantage: jax.Array, noise_key: jax.Array | None
+    ) -> jax.Array:
+        """The share of a step's gradient that stays although the hard rule would cut it.
+
+        Drawn with a key, else its expectation.
+        """
+        limits = self.clip_range, self.clip_range, self.clip_noise
+        if noise_key is None:
+            return keep_probability(ratio, advantage, *limits)
+        return kept_by_noise(noise_key, ratio, advantage, *limits)
+
+    # Acting -----------------------------------------------------------------------------------
+
+    def env_action(self, action: jax.Array) -> jax.Array:
+        """In the environment's units. tanh's slope is the same for all policies: ratios lack it."""
+        if self.squash_actions and not self.discrete:
+            action = jnp.tanh(action)
+        return super().env_action(action)
+
+
+def normalized(advantage: jax.Array) -> jax.Array:
+    """Advantages (B,) with mean 0 and standard deviation 1."""
+    centred = advantage - advantage.mean()
+    return centred / (advantage.std() + 1e-8)

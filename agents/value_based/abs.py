@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxrl import spaces
-from jaxrl.agent import Tag, derive, static, traced
+from jaxrl import masks, spaces
+from jaxrl.agent import OWN, Tag, derive, static, traced
 from jaxrl.loops.q_lambda import Batch, QLambda
 from jaxrl.parts.losses import action_value
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import linear_schedule, permutation
 from jaxrl.parts.rollout import Actors
+from jaxrl.parts.trees import first_of
 
 
 class ABSState(NamedTuple):
@@ -51,7 +52,9 @@ class ABS(QLambda):
     learning_rate: float = traced(2.5e-4, "(0, inf)", "RAdam's step size")
     learning_rate_end: float = traced(1.0, "[0, inf)", "its fraction left at the end (linear)")
     max_grad_norm: float = traced(10.0, "(0, inf]", "global norm that gradients are clipped to")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of the hidden layers")
     residual_blocks: int = static(0, "[0, inf)", "multi-skip blocks after them (5 and 10 in ABS)")
     layer_norm: bool = static(True, None, "LayerNorm before each activation")
@@ -86,6 +89,7 @@ class ABS(QLambda):
             raise ValueError(f"abs: divergence_low={low} is not below divergence_high={high}")
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
         most = 2**31 - 1 - self.num_envs * self.max_steps
         if self.total_steps > most:
             raise ValueError(f"abs: total_steps={self.total_steps} is more than {most}")
@@ -122,13 +126,15 @@ class ABS(QLambda):
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
             layer_norm=self.layer_norm,
             residual_blocks=self.residual_blocks,
             output_norm=self.output_norm,
         )
 
-    def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_network().apply(params, obs)
+    def q_values(self, params: Any, obs: Any) -> jax.Array:
+        obs, mask = masks.split(obs)
+        return masks.masked(self.make_network().apply(params, obs), mask)
 
     def optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate
@@ -140,7 +146,8 @@ class ABS(QLambda):
 
     def init(self, key: jax.Array) -> ABSState:
         actors = self.reset_envs(key)
-        params = self.make_network().init(derive(key, Tag.INIT), self.encode(actors.obs[0]))
+        init_key, (obs, _) = derive(key, Tag.INIT), masks.split(first_of(actors.obs))
+        params = self.make_network().init(init_key, self.encode(obs))
         zero = jnp.zeros((), jnp.int32)
         return ABSState(
             key=key,
@@ -167,7 +174,8 @@ class ABS(QLambda):
         def measure(_):
             key = derive(state.key, Tag.MEASURE, t)
             size = min(self.divergence_states, self.num_envs * self.max_steps)
-            obs = batch.obs[jax.random.randint(key, (size,), 0, num_samples)]
+            rows = jax.random.randint(key, (size,), 0, num_samples)
+            obs = jax.tree.map(lambda x: x[rows], batch.obs)
             return divergence(self.q_values(state.params, obs), self.q_values(params, obs))
 
         reading = lax.cond(

@@ -11,12 +11,12 @@ import jax
 import optax
 from jax import lax
 
-from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl import masks, spaces
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import epsilon_greedy, epsilon_greedy_log_prob
 from jaxrl.parts.losses import action_value, q_targets
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import clipped_adam, copy_of, descend, linear_schedule, polyak
 from jaxrl.parts.replay import Batch, valid_mean
 
@@ -29,6 +29,8 @@ class DQNLearner(NamedTuple):
 
 class DQN(Learner):
     """Deep Q-learning from a replay against a target network; discrete actions."""
+
+    takes_masks = True
 
     learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size at the start")
     learning_rate_end: float = traced(1.0, "[0, inf)", "its fraction left at the end (linear)")
@@ -46,7 +48,9 @@ class DQN(Learner):
     epsilon_fraction: float = traced(0.3, "(0, 1]", "part of training over which it decays")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards in the targets")
     max_grad_norm: float = traced(10.0, "(0, inf]", "global norm that gradients are clipped to")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
     hidden_sizes: tuple[int, ...] = static((128, 128), "[1, inf)", "widths of the hidden layers")
     layer_norm: bool = static(False, None, "LayerNorm before each activation")
 
@@ -57,6 +61,7 @@ class DQN(Learner):
         spaces.require(self.action_space, "discrete", self.name, self.env)
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
 
     def unused(self) -> dict[str, str]:
         if self.collects:
@@ -72,12 +77,17 @@ class DQN(Learner):
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
             layer_norm=self.layer_norm,
         )
 
-    def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
-        """The values (B, A) of all actions at (normalised) observations."""
-        return self.make_network().apply(params, obs)
+    def q_values(self, params: Any, obs: Any) -> jax.Array:
+        """The values (B, A) of all actions at (normalised) observations.
+
+        Of `Masked` ones, those of actions that may not be taken are the lowest number.
+        """
+        obs, mask = masks.split(obs)
+        return masks.masked(self.make_network().apply(params, obs), mask)
 
     def optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate
@@ -121,16 +131,17 @@ class DQN(Learner):
     # Acting -----------------------------------------------------------------------------------
 
     def explore(
-        self, learner: DQNLearner, obs: jax.Array, key: jax.Array, progress: jax.Array
+        self, learner: DQNLearner, obs: Any, key: jax.Array, progress: jax.Array
     ) -> jax.Array:
         epsilon = linear_schedule(
             self.epsilon_start, self.epsilon_end, progress, self.epsilon_fraction
         )
-        return epsilon_greedy(key, self.q_values(learner.params, obs), epsilon)
+        q, (_, mask) = self.q_values(learner.params, obs), masks.split(obs)
+        return epsilon_greedy(key, q, epsilon, mask)
 
     def log_prob(self, state: LearnerState, obs: jax.Array, action: jax.Array) -> jax.Array:
         q = self.q_values(state.learner.params, self.normalize(state.obs_moments, obs))
-        return epsilon_greedy_log_prob(q, action, self.epsilon_end)
+        return epsilon_greedy_log_prob(q, action, self.epsilon_end, masks.split(obs)[1])
 
     def policy(self, state: LearnerState, deterministic: bool = True) -> Policy:
         """Greedy, or with `epsilon_end` random actions if not deterministic."""
@@ -139,6 +150,8 @@ class DQN(Learner):
         def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
             obs = self.normalize(state.obs_moments, obs)
             q = self.q_values(state.learner.params, obs)
-            return q.argmax(-1) if deterministic else epsilon_greedy(key, q, self.epsilon_end)
+            if deterministic:
+                return q.argmax(-1)
+            return epsilon_greedy(key, q, self.epsilon_end, masks.split(obs)[1])
 
         return policy

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxrl import spaces
-from jaxrl.agent import Tag, derive, static, traced
+from jaxrl import masks, spaces
+from jaxrl.agent import OWN, Tag, derive, static, traced
 from jaxrl.loops.q_lambda import Batch, QLambda
 from jaxrl.parts.losses import action_value
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import descend, linear_schedule, minibatch_epochs
 from jaxrl.parts.rollout import Actors
+from jaxrl.parts.trees import first_of
 
 
 class PQNState(NamedTuple):
@@ -32,7 +33,9 @@ class PQN(QLambda):
     learning_rate: float = traced(5e-4, "(0, inf)", "RAdam's step size at the start")
     learning_rate_end: float = traced(0.0, "[0, inf)", "its fraction left at the end (linear)")
     max_grad_norm: float = traced(10.0, "(0, inf]", "global norm that gradients are clipped to")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of the hidden layers")
     residual_blocks: int = static(0, "[0, inf)", "multi-skip blocks after them (5 and 10 in ABS)")
     layer_norm: bool = static(True, None, "LayerNorm before each activation")
@@ -50,6 +53,7 @@ class PQN(QLambda):
             )
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
 
     @property
     def steps_per_iteration(self) -> int:
@@ -63,13 +67,15 @@ class PQN(QLambda):
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
             layer_norm=self.layer_norm,
             residual_blocks=self.residual_blocks,
             output_norm=self.output_norm,
         )
 
-    def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_network().apply(params, obs)
+    def q_values(self, params: Any, obs: Any) -> jax.Array:
+        obs, mask = masks.split(obs)
+        return masks.masked(self.make_network().apply(params, obs), mask)
 
     def optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate
@@ -81,7 +87,8 @@ class PQN(QLambda):
 
     def init(self, key: jax.Array) -> PQNState:
         actors = self.reset_envs(key)
-        params = self.make_network().init(derive(key, Tag.INIT), self.encode(actors.obs[0]))
+        init_key, (obs, _) = derive(key, Tag.INIT), masks.split(first_of(actors.obs))
+        params = self.make_network().init(init_key, self.encode(obs))
         return PQNState(key, params, self.optimizer(0.0).init(params), actors)
 
     # Update -----------------------------------------------------------------------------------

@@ -22,7 +22,10 @@ from envs_jax.datasets import Recording
 from experiments.command import parse
 from experiments.runs import recipes
 from experiments.runs.experiment import Experiment, build
+from experiments.runs.search import PBT, Halving, Search
 from jaxrl import files
+from jaxrl.agent import Agent
+from jaxrl.training.pbt import iterations_between
 from jaxrl.training.search import Lin, Log, grid, random_search, require_few
 from jaxrl.words import did_you_mean, near
 
@@ -42,6 +45,8 @@ class Request:
         steps: in total per member; None: the recipe's, else the agent's default.
         random: draw this many settings from the ranges instead of taking the grid.
         search_seed: of what is drawn; None: 0.
+        halving, halving_from: eta of successive halving, and the fewest steps of its first rung.
+        pbt, pbt_every: the share replaced in population-based training, and steps in between.
         data: recorded steps to learn from, as `envs_jax.datasets.read_all` takes them.
         data_steps: about how many of them, in episodes drawn at random; None: all.
         reference: returns between which their scores are normalised, likewise.
@@ -59,6 +64,10 @@ class Request:
     sweep: bool = False
     random: int | None = None
     search_seed: int | None = None
+    halving: int | None = None
+    halving_from: int | None = None
+    pbt: float | None = None
+    pbt_every: int | None = None
     data: Sequence[str] = ()
     data_steps: int | None = None
     reference: tuple[float, float] | None = None
@@ -81,6 +90,10 @@ def request_of(args: argparse.Namespace) -> Request:
         sweep=args.command == "sweep",
         random=given.get("random"),
         search_seed=given.get("search_seed"),
+        halving=given.get("halving"),
+        halving_from=given.get("halving_from"),
+        pbt=given.get("pbt"),
+        pbt_every=given.get("pbt_every"),
         data=given.get("data") or (),
         data_steps=given.get("data_steps"),
         reference=given.get("reference"),
@@ -105,7 +118,8 @@ def assemble(request: Request) -> Experiment:
     types = types_of(cls, env_params, [name for name in texts if name[4:] not in env_options])
     values = {name: values_of(name, texts[name], types[name], cls, request) for name in types}
     fixed = {name: x[0] for name, x in values.items() if isinstance(x, list) and len(x) == 1}
-    settings = settings_of({k: v for k, v in values.items() if k not in fixed}, types, request)
+    space = {k: v for k, v in values.items() if k not in fixed}
+    settings = settings_of(space, types, request)
 
     given: dict[str, Any] = {"record": request.record}
     recording = recording_of(request, cls, env, env_params)
@@ -115,11 +129,12 @@ def assemble(request: Request) -> Experiment:
         given |= recipe_values(recipe, cls, env, env_params, {**given, **fixed, **settings[0]})
     default_evaluations = 0 if recording is None else EVALUATIONS
     require_few(len(settings) * len(request.seeds), "members")
+    agent = build(cls, env, env_params, {**given, **fixed, **settings[0]})
     experiment = Experiment(
         agent_name=request.agent,
         env_id=request.env,
         env_options=env_options,
-        agent=build(cls, env, env_params, {**given, **fixed, **settings[0]}),
+        agent=agent,
         settings=settings,
         seeds=list(request.seeds),
         evaluations=request.evaluations or default_evaluations,
@@ -129,9 +144,32 @@ def assemble(request: Request) -> Experiment:
         data_steps=request.data_steps,
         reference=request.reference,
         recording=recording,
+        search=search_of(request, agent, space),
     )
     assert experiment.agents  # which checks every setting
+    assert experiment.total_steps  # which checks the rungs of a halving
     return experiment
+
+
+def search_of(request: Request, agent: Agent, space: Mapping[str, Any]) -> Search | None:
+    """How the request searches beyond its grid. Raises: ValueError for options without effect."""
+    needs = {"halving_from": "halving", "pbt_every": "pbt"}
+    for name, method in needs.items():
+        value = getattr(request, name)
+        if value is not None and getattr(request, method) is None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {value} has no effect without --{method}")
+    if request.halving is not None:
+        return Halving(request.halving, request.halving_from or 1)
+    if request.pbt is None:
+        return None
+    if len(request.seeds) > 1:
+        raise ValueError(
+            f"--seeds {len(request.seeds)}: with --pbt each setting is one member, with a seed of "
+            "its own; --random N draws more of them"
+        )
+    every = iterations_between(agent, request.pbt_every) * agent.steps_per_iteration
+    return PBT(request.pbt, every, request.search_seed or 0, space)
 
 
 def recording_of(request: Request, cls: Any, env: Any, env_params: Any) -> Recording | None:
@@ -180,7 +218,7 @@ def texts_of(request: Request, cls: Any) -> dict[str, str]:
         )
     if request.random is not None and request.random < 1:
         raise ValueError(f"--random {request.random}: the grid is empty")
-    if request.search_seed is not None and request.random is None:
+    if request.search_seed is not None and request.random is None and request.pbt is None:
         raise ValueError(f"--search-seed {request.search_seed}: only --random N draws settings")
     require_few(len(request.seeds), "members")
     if not request.seeds:
@@ -238,7 +276,8 @@ def values_of(
     check = next(
         (partial(h.check, owner=cls.name) for h in cls.hyperparameters() if h.name == name), None
     )
-    values = parse.axis(name, text, kind, check, request.random is not None)
+    random, keeps_range = request.random is not None, request.pbt is not None
+    values = parse.axis(name, text, kind, check, random, keeps_range)
     if not request.sweep and (isinstance(values, Lin | Log) or len(values) > 1):
         raise ValueError(f"{name}={text}: `jaxrl train` takes one value; use `jaxrl sweep`")
     return values
@@ -249,11 +288,14 @@ def settings_of(
 ) -> list[dict[str, Any]]:
     """Every setting of the space, or some drawn from it.
 
-    Without repetitions, which rounding and a random search over few values bring.
+    Without repetitions, which rounding and a random search over few values bring, but in
+    population-based training, whose members do not stay what they are.
     """
     if request.random is None:
         drawn = grid(space)
     else:
         drawn = random_search(space, request.random, request.search_seed or 0)
     settings = [{k: parse.rounded(v, types[k]) for k, v in s.items()} for s in drawn]
+    if request.pbt is not None:
+        return settings
     return list({tuple(setting.items()): setting for setting in settings}.values())

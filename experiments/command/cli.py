@@ -1,4 +1,4 @@
-"""The `jaxrl` command: train, sweep, collect, data, eval, watch, plot, list, recipe, reproduce.
+"""The `jaxrl` command: train, sweep, collect, data, eval, export and others.
 
 Only the command that is asked for imports what it needs, so that `--help` and the listings answer
 at once. Bad input ends with one line on standard error and exit status 2, nothing compiled.
@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.command import messages, options
 
@@ -97,9 +98,9 @@ def collect_command(args: argparse.Namespace) -> int:
 
     jaxrl.use_compilation_cache()
     from experiments.command.assemble import assemble, request_of
-    from experiments.command.meter import Meter
     from experiments.command.printing import recordings
     from experiments.runs import collect
+    from jaxrl.training.meter import Meter
 
     experiment = assemble(request_of(args))
     out = args.out or Path("data") / args.env
@@ -134,6 +135,29 @@ def eval_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def export_command(args: argparse.Namespace) -> int:
+    import jaxrl
+
+    jaxrl.use_compilation_cache()
+    from experiments.command.export import export
+
+    export(args)
+    return 0
+
+
+def render_command(args: argparse.Namespace) -> int:
+    # Read when mujoco is imported. Without a screen it draws by EGL, where that is installed.
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    import jaxrl
+
+    jaxrl.use_compilation_cache()
+    from experiments.command.render import render
+
+    render(args)
+    return 0
+
+
 def watch_command(args: argparse.Namespace) -> int:
     from experiments.command.watch import watch
 
@@ -142,6 +166,13 @@ def watch_command(args: argparse.Namespace) -> int:
 
 
 def plot_command(args: argparse.Namespace) -> int:
+    if args.profile:
+        from experiments.command.profile import profile
+
+        profile(args)
+        return 0
+    if args.reference:
+        raise ValueError("--reference has no effect without --profile")
     from experiments.runs import curves
     from experiments.runs.folder import RunFolder
 
@@ -150,8 +181,7 @@ def plot_command(args: argparse.Namespace) -> int:
     curves.draw(folders, out)
     print(out)
     if args.out is None and len(folders) == 1:
-        found = args.runs[0] / "sweep.png"
-        if curves.draw_sweep(folders[0], found):
+        for found in curves.draw_found(folders[0]):
             print(found)
     return 0
 
@@ -161,6 +191,13 @@ def recipe_command(args: argparse.Namespace) -> int:
 
     show(args.run)
     return 0
+
+
+def open_run(path: str | Path) -> Any:
+    """What `jaxrl.open_run` gives: the engine knows this command, but no run folders."""
+    from experiments.runs.opened import open_run
+
+    return open_run(path)
 
 
 def list_command(args: argparse.Namespace) -> int:
@@ -189,6 +226,8 @@ COMMANDS = {
     "collect": collect_command,
     "data": data_command,
     "eval": eval_command,
+    "export": export_command,
+    "render": render_command,
     "watch": watch_command,
     "plot": plot_command,
     "list": list_command,

@@ -12,9 +12,9 @@ import numpy as np
 import envs_jax
 from envs_jax import datasets
 from envs_jax.datasets import Recording
-from experiments.command.printing import table
-from experiments.runs.formatting import number
+from experiments.command.tables import table
 from jaxrl import spaces
+from jaxrl.report.formatting import number
 
 AT_BOUND = 0.01  # of a half-width: how near to its bound an action counts as there
 IN_FULL = ("25%", "50%", "75%", "least reward", "greatest reward")  # of a single file only

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 import jaxrl
-from experiments.command.printing import table
+from experiments.command.tables import table
 from experiments.runs.folder import RunFolder
-from experiments.runs.formatting import interval_text, number, setting_text
 from experiments.runs.summary import recorded
-from jaxrl.report.stats import mean_ci
+from jaxrl.report.formatting import interval_text, number, setting_text
+from jaxrl.report.stats import iqm_ci, mean_ci
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if not folder.has_ended:
         print(f"{folder.path} has not ended: these are its checkpoints")
     rows, means, names = [], [], []
-    for member in folder.members(args.member, args.checkpoint):
+    for member in folder.members(folder.chosen(args.member, args.best), args.checkpoint):
         key = jax.random.fold_in(jax.random.key(args.seed), member.number)
         evaluation = jaxrl.evaluate(
             member.agent, member.state, key, args.episodes, deterministic=not args.stochastic
@@ -46,6 +46,7 @@ def evaluate(args: argparse.Namespace) -> None:
     columns += ["mean return", "95% over episodes", "mean length"]
     columns += [f"mean {name}" for name in names]
     table(columns, rows, right=[c for c in columns if c != "setting"])
-    mean, *interval = map(float, mean_ci(means))
     if len(means) > 1:
-        print(f"mean over members {number(mean)}, 95% {interval_text(interval)}")
+        for name, estimate in (("mean", mean_ci(means)), ("IQM", iqm_ci(means))):
+            value, *interval = map(float, estimate)
+            print(f"{name} over members {number(value)}, 95% {interval_text(interval)}")

@@ -6,8 +6,7 @@ import dataclasses
 from typing import Any
 
 import agents
-from experiments.command.printing import table
-from experiments.runs.formatting import value_text
+from experiments.command.tables import table
 
 
 def all_agents() -> None:
@@ -43,6 +42,8 @@ def all_recipes() -> None:
 
 def agent(name: str) -> None:
     """One agent's hyper-parameters. Raises ValueError for an unknown agent."""
+    from jaxrl.report.formatting import value_text
+
     cls: Any = agents.get(name)
     rows = [
         [
@@ -61,9 +62,10 @@ def agent(name: str) -> None:
 def is_environment(name: str) -> bool:
     """Whether a name is an environment's. Raises ValueError for a module:NAME that is not there."""
     import envs_jax
+    from envs_jax.catalogue import GYMNASIUM
 
-    if ":" not in name:
-        return name in envs_jax.list_envs()
+    if ":" not in name or name.startswith(GYMNASIUM):
+        return name in envs_jax.list_envs() or name.startswith(GYMNASIUM)
     from jaxrl import Agent, imports
 
     found = imports.load(name, "agent or environment")
@@ -75,11 +77,12 @@ def environment(id: str) -> None:
     import numpy as np
 
     import envs_jax
-    from envs_jax.catalogue import list_own
+    from envs_jax.catalogue import is_own
+    from jaxrl.report.formatting import value_text
 
     options = envs_jax.options(id)
     env, params = envs_jax.make(id)
-    if ":" in id or id in list_own():
+    if is_own(id) or envs_jax.describe(id)["observation"] == "-":
         row = {"observation": env.observation_space(params).shape, "time_limit": "its own"}
         space = env.action_space(params)
         row["action"] = f"{type(space).__name__}({getattr(space, 'n', space.shape)})"

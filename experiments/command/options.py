@@ -60,6 +60,10 @@ def check_resume(args: argparse.Namespace) -> None:
         "seeds",
         "random",
         "search_seed",
+        "halving",
+        "halving_from",
+        "pbt",
+        "pbt_every",
     ):
         if getattr(args, name, None) is not None:
             given.append(f"--{name.replace('_', '-')}")
@@ -97,6 +101,7 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seeds", type=natural, help="seeds of each setting (default: 1)")
     command.add_argument("--random", type=natural, help="draw this many settings from the ranges")
     command.add_argument("--search-seed", type=natural, help="of what is drawn (default: 0)")
+    add_search(command)
     add_run(command)
 
 
@@ -146,6 +151,35 @@ def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
     )
 
 
+def add_search(command: argparse.ArgumentParser) -> None:
+    """How members are compared while they train."""
+    method = command.add_mutually_exclusive_group()
+    method.add_argument(
+        "--halving",
+        metavar="ETA",
+        type=positive,
+        help="train all settings briefly, go on with the best 1/ETA of them, and so on: 3",
+    )
+    method.add_argument(
+        "--pbt",
+        metavar="SHARE",
+        type=share,
+        help="population-based training: the worst SHARE of the members copy the best: 0.25",
+    )
+    command.add_argument(
+        "--halving-from",
+        metavar="STEPS",
+        type=positive,
+        help="of each member before the first selection, at least",
+    )
+    command.add_argument(
+        "--pbt-every",
+        metavar="STEPS",
+        type=positive,
+        help="of each member from one exchange to the next (default: a twentieth of the run)",
+    )
+
+
 def add_run(command: argparse.ArgumentParser) -> None:
     """How to train it, and where its results go."""
     add = command.add_argument
@@ -188,6 +222,11 @@ def add_saving(command: argparse.ArgumentParser) -> None:
         default=2,
         help="newest checkpoints to keep, besides the best (default: 2)",
     )
+    add(
+        "--keep-replay",
+        action="store_true",
+        help="on disk when the run has ended: to extend it by --steps exactly as if it had not",
+    )
 
 
 def add_logging(command: argparse.ArgumentParser) -> None:
@@ -196,13 +235,13 @@ def add_logging(command: argparse.ArgumentParser) -> None:
     add(
         "--wandb",
         metavar="PROJECT",
-        help="a run of Weights & Biases as well (offline with WANDB_MODE=offline)",
+        help="a run of Weights & Biases for each member as well (offline with WANDB_MODE=offline)",
     )
     add(
         "--log-member",
         metavar="I",
         type=natural,
-        help="TensorBoard and Weights & Biases get this member (default: the mean)",
+        help="TensorBoard and Weights & Biases get this member alone (default: the mean, and all)",
     )
 
 
@@ -250,7 +289,7 @@ def add_data(command: argparse.ArgumentParser) -> None:
 def add_eval(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run", metavar="DIR", type=Path)
-    add("--member", type=int, help="only this member (default: all)")
+    add_member(command, "all")
     add("--episodes", type=few, default=64, help="episodes per member (default: 64)")
     add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
     add("--stochastic", action="store_true", help="sample actions instead of taking the best")
@@ -263,7 +302,45 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     )
     add("--gamma", type=discount, default=0.99, help="of that value (default: 0.99)")
     add("--steps", type=positive, default=20_000, help="gradient steps for it (default: 20,000)")
+    add_checkpoint(command)
+
+
+def add_export(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("run", metavar="DIR", type=Path)
+    add("out", metavar="OUT", type=Path, help="a new folder")
+    add_member(command, "the only one")
+    add_checkpoint(command)
+    add("--episodes", type=few, default=64, help="to evaluate it by (default: 64)")
+    add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
     add(
+        "--format",
+        choices=("jaxrl", "jax"),
+        default="jaxrl",
+        help="jax: as StableHLO too, which runs without jaxrl (default: jaxrl)",
+    )
+
+
+def add_render(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("run", metavar="DIR", type=Path)
+    add("--out", type=Path, required=True, help="NAME.gif, NAME.png, or of Brax NAME.html")
+    add_member(command, "all, side by side")
+    add_checkpoint(command)
+    add("--steps", type=positive, default=10_000, help="of an episode at most (default: 10,000)")
+    add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
+    add("--stochastic", action="store_true", help="sample actions instead of taking the best")
+
+
+def add_member(command: argparse.ArgumentParser, default: str) -> None:
+    """Which member of a run."""
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--member", metavar="I", type=int, help=f"this one (default: {default})")
+    which.add_argument("--best", action="store_true", help="the one of the highest mean return")
+
+
+def add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--checkpoint",
         metavar="newest | best | ITERATION",
         type=checkpoint,
@@ -282,7 +359,23 @@ def add_watch(command: argparse.ArgumentParser) -> None:
 
 def add_plot(command: argparse.ArgumentParser) -> None:
     command.add_argument("runs", metavar="DIR", type=Path, nargs="+")
-    command.add_argument("--out", type=Path, help="figure (default: DIR/curve.png, or curves.png)")
+    command.add_argument(
+        "--out", type=Path, help="figure (default: DIR/curve.png, or curves.png; profile.png)"
+    )
+    command.add_argument(
+        "--profile",
+        action="store_true",
+        help="performance profiles of final returns instead: by setting of one run, by agent of "
+        "several runs over environments",
+    )
+    command.add_argument(
+        "--reference",
+        metavar="ENV=LOW,HIGH",
+        type=env_reference,
+        action="append",
+        help="returns that scores of an environment are 0 and 1 at (default: the least and the "
+        "highest of the runs)",
+    )
 
 
 def add_recipe(command: argparse.ArgumentParser) -> None:
@@ -310,6 +403,8 @@ COMMANDS = {
     "collect": (add_collect, "train an agent and record D4RL-style datasets"),
     "data": (add_data, "show what recorded data holds: episodes, returns, coverage"),
     "eval": (add_eval, "evaluate the trained agents of a run"),
+    "export": (add_export, "write the policy of a trained agent into a folder of its own"),
+    "render": (add_render, "draw an episode of the trained agents of a run"),
     "watch": (add_watch, "show the curves of a run during training or after it"),
     "plot": (add_plot, "draw the learning curves of one or several runs"),
     "recipe": (add_recipe, "print the best setting of a run, for `--recipe FILE`"),
@@ -377,6 +472,17 @@ def discount(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number above 0, at most 1/2."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 0.5:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 up to 0.5")
+    return value
+
+
 def two_numbers(text: str) -> tuple[float, float]:
     """Two different numbers joined by a comma."""
     try:
@@ -388,6 +494,14 @@ def two_numbers(text: str) -> tuple[float, float]:
             f"{text} is not two different numbers, such as -20.3,3234.3"
         )
     return low, high
+
+
+def env_reference(text: str) -> tuple[str, tuple[float, float]]:
+    """An environment and two different numbers."""
+    env, equals, ends = text.rpartition("=")
+    if not equals or not env:
+        raise argparse.ArgumentTypeError(f"{text} is not ENV=LOW,HIGH, such as CartPole-v1=20,500")
+    return env, two_numbers(ends)
 
 
 def names(text: str) -> tuple[str, ...]:

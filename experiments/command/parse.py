@@ -86,17 +86,23 @@ def option(text: str) -> Any:
 
 
 def axis(
-    name: str, text: str, kind: type, check: Callable[[Any], None] | None, random: bool
+    name: str,
+    text: str,
+    kind: type,
+    check: Callable[[Any], None] | None,
+    random: bool,
+    keeps_range: bool = False,
 ) -> list[Any] | Log | Lin:
     """Values to sweep over: `v1,v2`, `log:low:high:n` or `lin:low:high:n`.
 
     `check` raises ValueError for a value that is not accepted. A range of whole numbers is
-    rounded. In a `random` search a range stays a range and its n may be left out.
+    rounded. In a `random` search a range stays a range and its n may be left out. It stays one as
+    well where the search `keeps_range`.
     """
     from jaxrl.training.search import Lin, Log
 
     form, *ends = text.split(":")
-    if not ends:
+    if not ends or kind is str:  # a word may be module:NAME
         values = [convert(name, word, kind) for word in text.split(",") if word]
         if not values:
             raise ValueError(f"{name}={text}: the grid is empty")
@@ -118,7 +124,7 @@ def axis(
     if check:
         for value in values:
             check(value)
-    return spread if ends and random else values
+    return spread if ends and (random or keeps_range) else values
 
 
 def check_range(word: str, form: str, low: float, high: float, num: int) -> None:

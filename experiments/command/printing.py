@@ -1,37 +1,19 @@
-"""What the `jaxrl` command prints on standard output: tables, and the results of a run."""
+"""What the `jaxrl` command prints on standard output: the results of a run, and of collecting."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from experiments.runs.formatting import interval_text, number, steps_name, value_text, words_of
+from experiments.command.tables import table
+from jaxrl.report.formatting import interval_text, number, single_text, steps_name, words_of
+from jaxrl.report.stats import FEW
 
 if TYPE_CHECKING:
     from experiments.runs.collect import Written
 
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Print a table; the columns named in `right` are aligned to the right.
-
-    Cells are shown as they are: rich would take `[obs]` for markup.
-    """
-    console = Console(highlight=False)
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        justify: Any = "right" if column in right else "left"
-        grid.add_column(Text(column), justify=justify, overflow="fold")
-    for row in rows:
-        grid.add_row(*map(Text, row))
-    if not console.is_terminal:  # a file or a pipe has no width to fit into
-        console.width = max(console.width, 200)
-    console.print(grid)
+BETTER = "P(best higher)"  # how likely a seed of the best setting returns more
 
 
 def results(summary: dict[str, Any]) -> None:
@@ -41,9 +23,12 @@ def results(summary: dict[str, Any]) -> None:
         f"final return over {seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{summary['episodes_per_member']} fresh episodes each"
     )
-    _settings(summary["settings"])
+    if "exchanges" in summary:
+        print(_exchanged(summary["exchanges"]))
+    _settings(summary["settings"], summary["best"], summary.get("rungs", []))
     if len(summary["settings"]) > 1:
-        print(f"best: {words_of(summary['best']['hyperparameters'])}")
+        of = " of those trained to the end" if "rungs" in summary else ""
+        print(f"best{of}: {words_of(summary['best']['hyperparameters'])}")
     diverged = sum(not math.isfinite(member["final_return"]) for member in summary["members"])
     if diverged:
         print(f"without {diverged} of {len(summary['members'])} members, which became non-finite")
@@ -52,23 +37,58 @@ def results(summary: dict[str, Any]) -> None:
     print(speed(summary))
 
 
-def _settings(settings: list[dict[str, Any]]) -> None:
-    """A row per setting: what sets it apart, then each of its measures with its interval."""
+def _exchanged(exchanges: list[dict[str, Any]]) -> str:
+    """A line: how often members of population-based training copied each other."""
+    copies = sum(
+        parent != i for entry in exchanges[1:] for i, parent in enumerate(entry["parents"])
+    )
+    return (
+        f"members copied each other {copies:,} times at {len(exchanges) - 1:,} exchanges; "
+        "hyper-parameters are those of the end"
+    )
+
+
+def _settings(
+    settings: list[dict[str, Any]], best: dict[str, Any], rungs: list[dict[str, Any]]
+) -> None:
+    """A row per setting: what sets it apart, then each of its measures with its interval.
+
+    Of the return with several seeds also the interquartile mean, and of several settings how
+    likely a seed of the best returns more. Of a halving, also the steps that its members have been
+    trained for.
+    """
     names = list(settings[0]["hyperparameters"])
+    seeds, several = len(settings[0]["members"]), len(settings) > 1
     columns = list(names)
     for name in settings[0]["measures"]:
         title = name.replace("_", " ")
-        columns += [f"mean {title}" if name in ("return", "score") else title, "95%"]
-    columns[len(names) + 1] = "95% confidence interval"
+        columns += [f"mean {title}" if name in ("return", "score") else title, "95% t"]
+        if name == "return" and seeds > 1:
+            columns += ["IQM", "95% bootstrap", *([BETTER] if several else [])]
     for name in settings[0]["recorded"]:
-        columns += [f"mean {name}", "95%"]
-    rows = []
+        columns += [f"mean {name}", "95% t"]
+    if rungs:
+        columns.insert(len(names), "steps")
+    right, rows = list(columns), []
     for setting in settings:
-        row = [value_text(setting["hyperparameters"][name]) for name in names]
-        for measure in (*setting["measures"].values(), *setting["recorded"].values()):
+        row = [single_text(setting["hyperparameters"][name]) for name in names]
+        if rungs:
+            trained = [r["steps"] for r in rungs if setting["members"][0] in r["members"]]
+            row.append(f"{trained[-1]:,}")
+        for name, measure in (*setting["measures"].items(), *setting["recorded"].items()):
             row += [number(measure["mean"]), interval_text(measure["ci95"])]
-        rows.append(row)
-    table(columns, rows, right=columns)
+            if name == "return" and seeds > 1:
+                row += [number(measure["iqm"]), interval_text(measure["iqm_ci95"])]
+                row += [number(setting["improvement"]["probability"])] if several else []
+        mark = "best" if setting["members"] == best["members"] else ""
+        rows.append([*row, mark] if several else row)
+    columns += [""] if several else []
+    table(columns, rows, right, optional=["IQM", "95% bootstrap", BETTER])
+    if 1 < seeds < FEW:
+        print(
+            f"intervals of {seeds} seeds say little: t's may reach beyond all possible returns, "
+            f"the bootstrap's are too narrow; --seeds {FEW} or more tell more"
+        )
 
 
 def speed(summary: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ import envs_jax
 from experiments.runs.config import scalars
 from experiments.runs.experiment import hyperparameters
 from experiments.runs.folder import RunFolder
-from experiments.runs.formatting import number
 from experiments.runs.recipes import Recipe
+from jaxrl.report.formatting import number
 
 
 def recipe_of(folder: RunFolder) -> Recipe:
@@ -30,6 +30,8 @@ def recipe_of(folder: RunFolder) -> Recipe:
     settings, seeds = len(folder.summary["settings"]), len(best["members"])
     mean = number(best["measures"]["return"]["mean"])
     of = f"the best of {settings} settings of" if settings > 1 else "as in"
+    if "exchanges" in folder.summary:
+        of = f"the last values of the best of {settings} members that copied each other, of"
     return Recipe(
         agent=config["agent"],
         env=config["env"],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import re
 import shlex
 import time
@@ -17,14 +18,17 @@ from typing import Any
 import jaxrl
 from experiments.command import messages, printing
 from experiments.command.assemble import assemble, request_of
-from experiments.command.meter import Meter
 from experiments.runs import config as configuration
 from experiments.runs import curves
 from experiments.runs.experiment import Experiment
 from experiments.runs.folder import RunFolder
+from experiments.runs.search import PBT, Halving
 from experiments.runs.summary import Seconds, summarise
+from jaxrl import files
 from jaxrl.training import hosts, sinks
 from jaxrl.training.engine import compile_clock
+from jaxrl.training.memory import readable
+from jaxrl.training.meter import Meter
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,15 +53,16 @@ def run(args: argparse.Namespace) -> int:
         folder.save(experiment, population, evaluation, summary)
         ended = RunFolder.open(folder.path)
         curves.draw([ended], figures[0])
-        if curves.draw_sweep(ended, folder.path / "sweep.png"):
-            figures.append(folder.path / "sweep.png")
+        figures += curves.draw_found(ended)
     except (OSError, ValueError) as error:  # such as on a full disk
         problem = f"cannot write to {folder.path}: {error}; once it can be, go on with: {again}"
     printing.results(summary)
     if problem:
         messages.error(problem)
         return messages.BAD_INPUT
-    print(f"{folder.path}: summary.json, metrics.npz, checkpoints, {', '.join(map(str, figures))}")
+    saved = f"checkpoints ({readable(files.size_of(folder.checkpoints))})"
+    written = ["summary.json", "results.csv", "metrics.npz", saved, *map(str, figures)]
+    print(f"{folder.path}: {', '.join(written)}")
     if not population.interrupted:
         return 0
     if args.on_nan == "stop" and bool((population.history.diverged_at >= 0).any()):
@@ -79,11 +84,11 @@ def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
     if args.resume:
         folder = RunFolder.open(args.resume).resume(args.steps, args.line)
         experiment = folder.experiment()
-        check_log_member(args.log_member, experiment)
+        check_options(args, experiment)
         yield folder, experiment
         return
     experiment = assemble(request_of(args))
-    check_log_member(args.log_member, experiment)
+    check_options(args, experiment)
     what = re.sub("[/:]", "-", f"{args.agent}-{args.env}")
     name = f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = args.out or Path("runs") / hosts.of_writer(name)
@@ -91,11 +96,14 @@ def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
         yield folder, experiment
 
 
-def check_log_member(member: int | None, experiment: Experiment) -> None:
-    """Raise ValueError where there is no such member."""
-    last = experiment.num_members - 1
+def check_options(args: argparse.Namespace, experiment: Experiment) -> None:
+    """Raise ValueError where there is no such member, or its members train at once."""
+    member, last = args.log_member, experiment.num_members - 1
     if member is not None and member > last:
         raise ValueError(f"--log-member {member} is outside 0..{last}")
+    if args.data_parallel and experiment.search is not None:
+        method = type(experiment.search).__name__.lower()
+        raise ValueError(f"--data-parallel: members of --{method} train at once, not one by one")
 
 
 def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -> jaxrl.Population:
@@ -104,24 +112,30 @@ def train(args: argparse.Namespace, folder: RunFolder, experiment: Experiment) -
         announce: Callable[[str], None] | None = None
         callbacks: list[jaxrl.Callback | Meter] = []
         if hosts.is_writer():
+            logs = logs_of(args, folder, experiment)  # before the bar: they print what they set up
             meter = shown.enter_context(Meter(experiment.total_steps))
-            announce, callbacks = meter.say, [meter, *logs_of(args, folder)]
+            announce, callbacks = meter.announce, [meter, *logs]
             if experiment.recipe:
                 meter.say(experiment.recipe_line())
             if moved := configuration.moved(folder.config):
                 meter.say(f"{folder.path}: {moved}")
-        return jaxrl.sweep(
-            experiment.agent,
-            experiment.settings,
-            seeds=experiment.seeds,
-            evaluations=experiment.evaluations,
-            announce=announce,
-            callbacks=callbacks,
-            checkpoints=jaxrl.Checkpoints(folder.checkpoints, args.checkpoint_every, args.keep),
-            on_nan=args.on_nan,
-            memory=args.memory,
-            data_parallel=args.data_parallel,
-        )
+        agent, settings, search = experiment.agent, experiment.settings, experiment.search
+        options: dict[str, Any] = {
+            "evaluations": experiment.evaluations,
+            "announce": announce,
+            "callbacks": callbacks,
+            "checkpoints": jaxrl.Checkpoints(
+                folder.checkpoints, args.checkpoint_every, args.keep, args.keep_replay
+            ),
+            "on_nan": args.on_nan,
+            "memory": args.memory,
+        }
+        if isinstance(search, PBT):
+            return jaxrl.pbt(agent, start=settings, **search._asdict(), **options)
+        options["seeds"] = experiment.seeds
+        if isinstance(search, Halving):
+            return jaxrl.halving(agent, settings, **search._asdict(), **options)
+        return jaxrl.sweep(agent, settings, data_parallel=args.data_parallel, **options)
 
 
 class WriteDown(jaxrl.Callback):
@@ -136,12 +150,25 @@ class WriteDown(jaxrl.Callback):
             self.is_written = True
 
 
-def logs_of(args: argparse.Namespace, folder: RunFolder) -> list[jaxrl.Callback]:
+def logs_of(
+    args: argparse.Namespace, folder: RunFolder, experiment: Experiment
+) -> list[jaxrl.Callback]:
     """Where the run's progress is written to, as the options say."""
     logs: list[jaxrl.Callback] = [WriteDown(folder), sinks.JsonLines(folder.log)]
     if args.tensorboard:
         logs.append(sinks.TensorBoard(folder.path / "tensorboard", args.log_member))
     if args.wandb is not None:
-        options = {"dir": str(folder.path)}
-        logs.append(sinks.Wandb(args.wandb, folder.config, args.log_member, **options))
+        # The same runs after a resume: what began this one tells it from all others.
+        began = f"{folder.config.get('created')} {folder.config.get('command')}"
+        logs.append(
+            sinks.Wandb(
+                args.wandb,
+                {name: folder.config[name] for name in ("agent", "env", "hyperparameters")},
+                args.log_member,
+                table=experiment.table,
+                id=hashlib.sha256(began.encode()).hexdigest()[:8],
+                group=folder.path.resolve().name,
+                dir=str(folder.path),
+            )
+        )
     return logs

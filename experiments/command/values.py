@@ -14,12 +14,12 @@ import jaxrl
 from agents.offline.fqe import FQE
 from envs_jax import datasets
 from envs_jax.datasets import Recording
-from experiments.command.printing import table
+from experiments.command.tables import table
 from experiments.runs.folder import RunFolder, TrainedMember
-from experiments.runs.formatting import number, setting_text
 from jaxrl import spaces
 from jaxrl.parts import ope
 from jaxrl.parts.replay import Dataset
+from jaxrl.report.formatting import number, setting_text
 
 ROWS = 4096  # steps whose log-probabilities are computed at once
 
@@ -36,7 +36,7 @@ def values(args: argparse.Namespace) -> None:
     env, env_params = envs_jax.make(folder.config["env"], **folder.config["env_options"])
     recording = datasets.read_all(args.data, env, env_params)
     data, rows = recording.dataset(env, env_params), []
-    for member in folder.members(args.member, args.checkpoint):
+    for member in folder.members(folder.chosen(args.member, args.best), args.checkpoint):
         fitted = fitted_value(member, data, args)
         sampled = sampled_values(member, recording, args.gamma) if args.stochastic else None
         cells = [None] * 3 if sampled is None else sampled

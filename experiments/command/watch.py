@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments.runs import curves, schema
 from experiments.runs.folder import RunFolder
-from experiments.runs.formatting import number
 from jaxrl.report import plots
+from jaxrl.report.formatting import number
 
 Line = dict[str, Any]
 

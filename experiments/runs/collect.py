@@ -55,6 +55,8 @@ def collect(
 ) -> dict[str, Recording]:
     """Train the experiment's agent with its first seed and record `size` steps of each kind."""
     agent, seed = experiment.agent, experiment.seeds[0]
+    if agent.masked:
+        raise ValueError(f"{experiment.env_id} masks actions, of which datasets say nothing")
     key = derive(jax.random.key(seed), Tag.TEST)
     states, returns = snapshots(agent, seed, key, progress)
     best = int(np.argmax(returns))

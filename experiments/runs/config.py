@@ -23,6 +23,7 @@ import envs_jax
 from envs_jax import datasets
 from experiments.runs import schema
 from experiments.runs.experiment import Experiment, build, hyperparameters
+from experiments.runs.search import from_json, to_json
 from jaxrl.agent import Agent
 
 FORMAT = 1
@@ -58,6 +59,7 @@ def of_experiment(experiment: Experiment, command: str) -> Config:
         "hyperparameters": hyperparameters(agent),
         "settings": experiment.settings,
         "seeds": experiment.seeds,
+        "search": to_json(experiment.search),
         "unit": experiment.unit,
         "data": list(experiment.data),
         "data_steps": experiment.data_steps,
@@ -117,7 +119,7 @@ def filled(config: Config) -> Config:
     unit = "gradient steps" if config["data"] else "environment steps"
     data = config["data"] or []
     several = {"data": [data] if isinstance(data, str) else data}  # older folders have a word
-    absent: Config = {"record": [], "unit": unit, "data_steps": None, "resumed": []}
+    absent: Config = {"record": [], "unit": unit, "data_steps": None, "resumed": [], "search": None}
     return absent | config | several
 
 
@@ -126,6 +128,8 @@ def with_steps(config: Config, steps: int, folder: Path) -> Config:
 
     Raises: ValueError where it is not larger, or where settings differ in it.
     """
+    if config["search"] is not None and config["search"]["method"] == "halving":
+        raise ValueError(f"--steps {steps}: the rungs of {folder} follow from the steps it has")
     if any("total_steps" in setting for setting in config["settings"]):
         raise ValueError(f"--steps {steps}: {folder} sweeps total_steps")
     before = config["hyperparameters"]["total_steps"]
@@ -153,7 +157,7 @@ def experiment_of(config: Config) -> Experiment:
         env_id=config["env"],
         env_options=config["env_options"],
         agent=_agent(cls, env, env_params, config, values),
-        settings=[_values(cls, setting) for setting in config["settings"]],
+        settings=[typed_values(cls, setting) for setting in config["settings"]],
         seeds=config["seeds"],
         evaluations=config["evaluations"],
         episodes=config["episodes"],
@@ -161,6 +165,7 @@ def experiment_of(config: Config) -> Experiment:
         data_steps=config["data_steps"],
         reference=config.get("reference"),
         recording=recording,
+        search=from_json(config["search"]),
     )
 
 
@@ -179,10 +184,10 @@ def trained_agent(config: Config, values: Mapping[str, Any]) -> Agent:
 def _agent(cls: Any, env: Any, env_params: Any, config: Config, values: Mapping[str, Any]) -> Agent:
     env_values = {f"env.{k}": _value(None, v) for k, v in config["env_params"].items()}
     record = {"record": tuple(config["record"])}
-    return build(cls, env, env_params, env_values | _values(cls, values) | record)
+    return build(cls, env, env_params, env_values | typed_values(cls, values) | record)
 
 
-def _values(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def typed_values(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values from JSON in their own types; what is of none of them is for the agent to refuse."""
     types = {h.name: h.type for h in cls.hyperparameters()}
     return {name: _value(types.get(name), value) for name, value in values.items()}

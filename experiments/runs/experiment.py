@@ -9,7 +9,9 @@ from typing import Any
 
 from envs_jax.datasets import Recording
 from experiments.runs.recipes import Recipe
+from experiments.runs.search import Halving, Search
 from jaxrl.agent import Agent
+from jaxrl.training.halving import plan_rungs
 from jaxrl.training.search import override
 
 
@@ -30,6 +32,7 @@ class Experiment:
     data_steps: int | None = None  # about how many of their steps; None: all
     reference: tuple[float, float] | None = None  # returns that its scores are normalised between
     recording: Recording | None = None  # what it holds
+    search: Search | None = None  # beyond the grid
 
     @cached_property
     def agents(self) -> list[Agent]:
@@ -41,8 +44,16 @@ class Experiment:
         return len(self.settings) * len(self.seeds)
 
     @property
+    def table(self) -> list[dict[str, Any]]:
+        """What sets each member apart, and its seed, by number."""
+        return [setting | {"seed": seed} for setting in self.settings for seed in self.seeds]
+
+    @property
     def total_steps(self) -> int:
         """Steps of all members together, in the agent's unit."""
+        if isinstance(self.search, Halving):
+            rungs = plan_rungs(self.agent, len(self.settings), *self.search)
+            return rungs.iterations() * self.agent.steps_per_iteration * len(self.seeds)
         steps = [agent.num_iterations * agent.steps_per_iteration for agent in self.agents]
         return len(self.seeds) * sum(steps)
 

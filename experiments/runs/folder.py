@@ -13,6 +13,7 @@
                    trained agents
     log.jsonl      means over members, a line for each chunk, written during training
     summary.json   final returns per member and per setting, steps, seconds
+    results.csv    a row for each member: setting, seed, what it reached
     curve.png      learning curves
 
 Members are numbered as in `members` of summary.json. Of several processes one writes.
@@ -42,16 +43,17 @@ from experiments.runs.config import (
     with_steps,
 )
 from experiments.runs.experiment import Experiment
-from experiments.runs.formatting import steps_name
-from experiments.runs.saved import saved_history, saved_members
-from experiments.runs.summary import arrays, training_arrays
+from experiments.runs.saved import last_returns, saved_history, saved_members
+from experiments.runs.summary import arrays, results_text, training_arrays
 from jaxrl import files
 from jaxrl.agent import Agent
+from jaxrl.report.formatting import steps_name
 from jaxrl.training import hosts, restore
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.training.population import Population
 
 CONFIG, SUMMARY, METRICS, LOG = "config.json", "summary.json", "metrics.npz", "log.jsonl"
+RESULTS = "results.csv"
 
 
 class TrainedMember(NamedTuple):
@@ -225,11 +227,12 @@ class RunFolder:
         evaluation: Evaluation,
         summary: dict[str, Any],
     ) -> None:
-        """Write metrics and summary of a population that was trained and evaluated.
+        """Write metrics, results and summary of a population that was trained and evaluated.
 
         Raises: OSError, as on a full disk.
         """
         self.write_config()
+        files.write_text(self.path / RESULTS, results_text(experiment, population, evaluation))
         with files.replacing(self.path / METRICS) as file:
             metrics: dict[str, Any] = arrays(experiment, population, evaluation)
             np.savez_compressed(file, **metrics)
@@ -258,6 +261,25 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
+    def chosen(self, member: int | None, best: bool) -> int | None:
+        """The member that is asked for by its number or as the best one; None: no one.
+
+        The best has the highest mean return: in the final evaluation, or, of a run that has not
+        ended, as far as it was saved.
+
+        Raises: ValueError where no member has a return.
+        """
+        if not best:
+            return member
+        if self.has_ended:
+            rows = [row.get("final_return") for row in self.summary["members"]]
+            returns = [np.nan if x is None else float(x) for x in rows]
+        else:
+            returns = last_returns(self.metrics()).tolist()
+        if np.isnan(returns).all():
+            raise ValueError(f"{self.path}: --best: no member has a return yet")
+        return int(np.nanargmax(returns))
+
     def members(
         self, only: int | None = None, checkpoint: str | int = "newest"
     ) -> Iterator[TrainedMember]:
@@ -272,8 +294,9 @@ class RunFolder:
         if only is not None and not 0 <= only < len(rows):
             raise ValueError(f"member {only} is outside 0..{len(rows) - 1} of {self.path}")
         settings = {i: s["hyperparameters"] for s in listing["settings"] for i in s["members"]}
+        newest = {i: k for k, numbers in enumerate(listing["checkpoints"]) for i in numbers}
         for batch, numbers in enumerate(listing["checkpoints"]):
-            wanted = [i for i in numbers if only in (None, i)]
+            wanted = [i for i in numbers if only in (None, i) and newest[i] == batch]
             if not wanted:
                 continue
             agents = {i: self.agent(rows[i]["hyperparameters"]) for i in wanted}
@@ -281,10 +304,21 @@ class RunFolder:
             for i in wanted:
                 place = numbers.index(i)
                 state = jax.tree.map(lambda x, place=place: x[place], saved.states)
-                seed = rows[i]["seed"]
-                yield TrainedMember(i, agents[i], state, settings[i], seed, saved.iteration)
+                seed, agent, setting = rows[i]["seed"], agents[i], settings[i]
+                if saved.exchanges:  # since which its hyper-parameters are others
+                    own = {k: values[place] for k, values in saved.exchanges[-1].values.items()}
+                    agent, setting = self.agent(rows[i]["hyperparameters"] | own), setting | own
+                yield TrainedMember(i, agent, state, setting, seed, saved.iteration)
+
+    def states(self, batch: int, agent: Agent, members: int) -> Any:
+        """The newest saved states of a batch of so many members, of which `agent` is one.
+
+        Raises: ValueError where they cannot be read.
+        """
+        return self._restore(batch, agent, members, "newest").states
 
     def _restore(self, batch: int, agent: Agent, members: int, which: str | int) -> restore.Saved:
         keys = jax.eval_shape(jax.vmap(jax.random.key), np.zeros(members, np.uint32))
         like = jax.eval_shape(jax.vmap(agent.init), keys)
-        return restore.read(self.checkpoints / str(batch), like, which)
+        kept = agent.without_replay(like)  # to act takes no replay
+        return restore.read(self.checkpoints / str(batch), like, which, kept)

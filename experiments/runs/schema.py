@@ -47,6 +47,27 @@ class Origin(Entries):
     device: str
 
 
+class Halving(Entries):
+    """A run's successive halving."""
+
+    method: Literal["halving"]
+    eta: Annotated[int, Field(ge=2, lt=2**31)]
+    fewest_steps: Positive
+
+
+Axis = list[Scalar] | dict[Literal["lin", "log"], tuple[float, float]]
+
+
+class PBT(Entries):
+    """A run's population-based training."""
+
+    method: Literal["pbt"]
+    share: Annotated[float, Field(gt=0, le=0.5)]
+    every: Positive
+    seed: Count
+    space: dict[str, Axis]
+
+
 class ConfigFile(Entries):
     """config.json, as far as every format has it."""
 
@@ -64,6 +85,7 @@ class ConfigFile(Entries):
     data_steps: Positive | None = None
     reference: tuple[float, float] | None = None
     record: list[str] = []
+    search: Annotated[Halving | PBT, Field(discriminator="method")] | None = None
     device: str = ""
     resumed: list[str | Origin] = []  # a command alone in older folders
 
@@ -71,11 +93,24 @@ class ConfigFile(Entries):
 class Member(Entries):
     hyperparameters: Values
     seed: Count
+    final_return: float | Literal["inf", "-inf"] | None = None
+    diverged_at: Count | None = None
 
 
 class Setting(Entries):
     hyperparameters: Values
     members: list[Count]
+
+
+class Rung(Entries):
+    iteration: Count
+    members: list[Count]
+
+
+class Exchange(Entries):
+    iteration: Count
+    parents: list[Count]
+    values: dict[str, list[Scalar]]
 
 
 class SummaryFile(Entries):
@@ -84,8 +119,12 @@ class SummaryFile(Entries):
     members: Annotated[list[Member], Field(min_length=1)]
     settings: Annotated[list[Setting], Field(min_length=1)]
     checkpoints: list[list[Count]] = []  # folders that are too old have none
+    rungs: list[Rung] = []  # of a successive halving, which has a checkpoint for each
+    exchanges: list[Exchange] = []  # of population-based training
     interrupted: bool
     resumes: Count = 0
+    compile_seconds: float = 0.0
+    run_seconds: float = 0.0
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> SummaryFile:
@@ -94,8 +133,13 @@ class SummaryFile(Entries):
         if "checkpoints" in self.model_fields_set:
             tables["checkpoints"] = self.checkpoints
         for name, rows in tables.items():
-            if sorted(i for row in rows for i in row) != number:
+            named = [i for row in rows for i in row]
+            if sorted(set(named) if name == "checkpoints" and self.rungs else named) != number:
                 raise ValueError(f"{name} should name each of {len(number)} members once")
+        for entry in self.exchanges:
+            lengths = {len(entry.parents), *map(len, entry.values.values())}
+            if lengths != {len(number)} or not set(entry.parents) <= set(number):
+                raise ValueError(f"exchanges should be of {len(number)} members")
         return self
 
 

@@ -1,14 +1,18 @@
-"""summary.json and metrics.npz: what a run gave."""
+"""summary.json, metrics.npz and results.csv: what a run gave."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.runs.experiment import Experiment, hyperparameters
-from experiments.runs.formatting import steps_name
-from jaxrl.report.stats import mean_ci
+from jaxrl.report import results
+from jaxrl.report.formatting import exact_text, steps_name
+from jaxrl.report.results import Setting
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.training.history import History
 from jaxrl.training.population import Population
@@ -67,20 +71,23 @@ def summarise(
     values = measures(experiment, population, evaluation)
     sums = {name: x.mean(axis=1) for name, x in recorded(evaluation).items()}
     rows_of = [{k: v for k, v in row.items() if k != "seed"} for row in population.table]
-    settings = []
-    for setting in experiment.settings:
-        rows = [i for i, row in enumerate(rows_of) if row == setting]
-        if rows:  # none where the run was interrupted before
-            settings.append(
-                {
-                    "hyperparameters": setting,
-                    "members": rows,
-                    "measures": {name: _mean(x[rows]) for name, x in values.items()},
-                    "recorded": {name: _mean(x[rows]) for name, x in sums.items()},
-                }
-            )
+    groups = population.settings
+    compared = {name: _aggregates(x, groups) for name, x in (values | sums).items()}
+    means = np.asarray([each["mean"] for each in compared["return"]], dtype=float)
+    best = results.best_of(np.where(population.contenders, means, np.nan))
+    better = np.transpose(results.improvement(values["return"], groups, best)).tolist()
+    settings = [
+        {
+            "hyperparameters": group.hyperparameters,
+            "members": group.members,
+            "measures": {name: compared[name][i] for name in values},
+            "recorded": {name: compared[name][i] for name in sums},
+            "improvement": {"probability": better[i][0], "ci95": better[i][1:]},
+        }
+        for i, group in enumerate(groups)
+    ]
     base = hyperparameters(experiment.agent)
-    overall = _mean(values["return"])
+    overall = _aggregates(values["return"], [Setting({}, list(range(len(population))))])[0]
     return {
         "unit": experiment.unit,
         "data": list(experiment.data),
@@ -91,7 +98,7 @@ def summarise(
         **_speed(experiment.unit, population, seconds),
         "interrupted": population.interrupted,
         "resumes": resumes,
-        "best": max(settings, key=_mean_return),
+        "best": settings[best],
         "settings": settings,
         "members": [
             {
@@ -103,8 +110,51 @@ def summarise(
             }
             for i, row in enumerate(population.table)
         ],
-        "checkpoints": [members for members, _ in population.batches],
+        "checkpoints": [x.members for x in population.rungs]
+        or [members for members, _ in population.batches],
+        **_searched(population),
     }
+
+
+def _searched(population: Population) -> dict[str, Any]:
+    """What a search did: the rungs of a halving, the exchanges of population-based training."""
+    content: dict[str, Any] = {}
+    if population.rungs:
+        steps = np.nanmax(population.history.env_steps, axis=0)
+        content["rungs"] = [
+            rung._asdict() | {"steps": int(steps[rung.iteration - 1])} for rung in population.rungs
+        ]
+    if population.exchanges:
+        content["exchanges"] = [exchange._asdict() for exchange in population.exchanges]
+    return content
+
+
+def results_text(experiment: Experiment, population: Population, evaluation: Evaluation) -> str:
+    """results.csv: a row for each member, with values as the command line takes them.
+
+    Cells are empty where there is no value.
+    """
+    values = measures(experiment, population, evaluation)
+    named = {f"final_{k}" if k in ("return", "score") else k: x for k, x in values.items()}
+    missing = np.isnan(evaluation.returns)
+    named["final_length"] = np.where(missing, np.nan, evaluation.lengths).mean(axis=1)
+    named |= {name: x.mean(axis=1) for name, x in recorded(evaluation).items()}
+    history, unit = population.history, steps_name(experiment.unit)
+    diverged_at = [_iteration(x) for x in history.diverged_at]
+    columns = results.member_columns(
+        population.table, named, history.steps_taken, diverged_at, unit
+    )
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(value) for value in row] for row in zip(*columns.values(), strict=True))
+    return file.getvalue()
+
+
+def _cell(value: Any) -> str:
+    value = value.item() if isinstance(value, np.generic) else value
+    missing = value is None or (isinstance(value, float) and np.isnan(value))
+    return "" if missing else exact_text(value)
 
 
 def measures(
@@ -120,7 +170,7 @@ def measures(
     values = {"return": final}
     during = np.asarray(population.history.evaluations["returns"]).mean(axis=2)
     if during.shape[1]:
-        values["best_return"] = np.fmax(np.nanmax(during, axis=1), final)
+        values["best_return"] = np.fmax(np.fmax.reduce(during, axis=1), final)
     if experiment.recording is not None:
         for name, returns in list(values.items()):
             score = experiment.recording.score(returns)
@@ -142,14 +192,20 @@ def _speed(unit: str, population: Population, evaluation: Seconds) -> dict[str, 
     }
 
 
-def _mean(values: np.ndarray) -> dict[str, Any]:
-    mean, *interval = map(float, mean_ci(values))
-    return {"mean": mean, "ci95": interval}
-
-
-def _mean_return(setting: dict[str, Any]) -> float:
-    mean: float = setting["measures"]["return"]["mean"]
-    return -np.inf if np.isnan(mean) else mean
+def _aggregates(values: np.ndarray, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Of each setting the mean and the interquartile mean, with their intervals."""
+    found = results.aggregates(values, settings)
+    return [
+        {
+            "mean": row["mean"],
+            "ci95": [row["mean_low"], row["mean_high"]],
+            "iqm": row["iqm"],
+            "iqm_ci95": [row["iqm_low"], row["iqm_high"]],
+        }
+        for row in (
+            {name: float(column[i]) for name, column in found.items()} for i in range(len(settings))
+        )
+    ]
 
 
 def _iteration(diverged_at: float) -> int | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.studies import study
+from experiments.studies import curves, study
 from experiments.studies.claims import Claim, gain, mean_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ PANELS = {
     "rollout_length": "rollout length",
     "episode_return": "return of training episodes",
 }
-BINS = 40
 
 
 class ABSLengths(study.Study):
@@ -50,7 +49,7 @@ class ABSLengths(study.Study):
         jaxrl.use_all_cores()
         jaxrl.use_compilation_cache()
         from experiments.command.assemble import Request, assemble
-        from experiments.command.meter import Meter
+        from jaxrl.training.meter import Meter
 
         steps, seeds = settings["steps"], settings["seeds"]
         words = [f"{name}={value}" for name, value in settings["changes"].items()]
@@ -60,14 +59,16 @@ class ABSLengths(study.Study):
             # of one vmapped loop would all wait for the slowest.
             population = jaxrl.sweep(agent, seeds=seeds, batch_size=2, callbacks=[meter]).whole()
         history = population.history
-        curves = {name: binned(history.env_steps, history.metrics[name], steps) for name in PANELS}
-        lengths = curves["rollout_length"]
+        binned = {
+            name: curves.binned(history.env_steps, history.metrics[name], steps) for name in PANELS
+        }
+        lengths = binned["rollout_length"]
         return {
             "measures": {
                 "final_return": population.evaluate().returns.mean(axis=1).tolist(),
                 "last_rollout_length": [row[np.isfinite(row)][-1] for row in lengths],
             },
-            "curves": {name: np.round(rows, 4).tolist() for name, rows in curves.items()},
+            "curves": {name: np.round(rows, 4).tolist() for name, rows in binned.items()},
         }
 
     def claims(self) -> list[Claim]:
@@ -95,34 +96,13 @@ class ABSLengths(study.Study):
 STUDY = ABSLengths()
 
 
-def binned(env_steps: np.ndarray, values: np.ndarray, total: int) -> np.ndarray:
-    """Means (members, BINS) of what was measured in each equal span of steps, NaN where nothing."""
-    result = np.full((len(values), BINS), np.nan)
-    for row, x, y in zip(result, env_steps, values, strict=True):
-        seen = np.isfinite(x) & np.isfinite(y)
-        place = np.clip((x[seen] / total * BINS).astype(int), 0, BINS - 1)
-        count = np.bincount(place, minlength=BINS)
-        row[count > 0] = np.bincount(place, y[seen], BINS)[count > 0] / count[count > 0]
-    return result
-
-
 def draw(cells: Mapping[str, Any]) -> Figure:
     """A panel per quantity, a line per cell: mean over seeds and its 95 % t interval."""
     from matplotlib.figure import Figure
 
-    from jaxrl.report.stats import mean_ci
-
     figure = Figure(figsize=(12, 3.8), dpi=130, layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
-        for setting, cell in cells.items():
-            steps = (np.arange(BINS) + 0.5) / BINS * cell["settings"]["steps"]
-            mean, low, high = mean_ci(np.asarray(cell["curves"][name], dtype=float))
-            seen = np.isfinite(mean)
-            axes.plot(steps[seen], mean[seen], label=setting, linewidth=1.6)
-            axes.fill_between(steps[seen], low[seen], high[seen], alpha=0.15, linewidth=0)
-        axes.set(xlabel="environment steps", ylabel=label)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.6)
+        curves.draw(axes, cells, name, label)
     axes.legend(frameon=False, fontsize="small")
     seeds = next(iter(cells.values()))["settings"]["seeds"]
     figure.suptitle(f"ABS on {ENV}, {seeds} seeds")

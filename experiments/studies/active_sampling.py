@@ -244,7 +244,7 @@ def learn(env: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     jaxrl.use_all_cores()
     jaxrl.use_compilation_cache()
     from experiments.command.assemble import Request, assemble
-    from experiments.command.meter import Meter
+    from jaxrl.training.meter import Meter
 
     steps, seeds = settings["steps"], settings["seeds"]
     agent_name, *words = settings["words"]
@@ -291,7 +291,8 @@ def draw_densities() -> Figure:
         axes.set(title=reward, xlabel="action", xlim=(-2.5, 2.5), ylim=(0, None), yticks=[])
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("density")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    lines, labels = axes.get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 
@@ -317,5 +318,6 @@ def draw_learning(cells: Mapping[str, Any]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
     figure.axes[0].set_ylabel("return of the mode")
-    figure.axes[0].legend(frameon=False, fontsize="small")
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure

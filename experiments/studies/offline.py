@@ -186,8 +186,8 @@ def collect(env_id: str, settings: Mapping[str, Any], work: Path) -> dict[str, R
     import envs_jax
     from envs_jax import datasets
     from experiments.command.assemble import Request, assemble
-    from experiments.command.meter import Meter
     from experiments.runs import collect
+    from jaxrl.training.meter import Meter
 
     folder = work / "data" / env_id
     if not all(collect.path_of(folder, env_id, kind).exists() for kind in KINDS):
@@ -232,8 +232,8 @@ def train(
     import agents
     import envs_jax
     import jaxrl
-    from experiments.command.meter import Meter
     from jaxrl.training.engine import forget_programs
+    from jaxrl.training.meter import Meter
 
     env, env_params = envs_jax.make(env_id)
     agent_name, changes = ENVS[env_id][1][row]

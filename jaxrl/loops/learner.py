@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrl import masks, spaces
 from jaxrl.agent import Agent, Hyperparameter, Tag, derive, shared, static, traced
-from jaxrl.loops.sources import Collected, CollectedState, Mixed, Recorded, Source
+from jaxrl.loops.sources import Collected, CollectedState, Explore, Mixed, Recorded, Source
 from jaxrl.parts.normalize import RunningMoments
 from jaxrl.parts.optimize import mean_over_steps
 from jaxrl.parts.replay import Batch, Dataset
@@ -107,6 +108,11 @@ class Learner(Agent):
 
     def check(self) -> None:
         super().check()
+        if self.data is not None and self.masked:
+            raise ValueError(
+                f"{self.name}: recorded data says nothing of the actions that "
+                f"{spaces.name_of(self.env)} masks: learn without data"
+            )
         if self.offline_only and self.data is None:
             raise ValueError(f"{self.name}: learns from recorded data only: give it --data FILE")
         gradient_steps = self.num_iterations * self.num_updates
@@ -194,21 +200,16 @@ class Learner(Agent):
         moments = RunningMoments.of_shape(self.obs_shape)
         if self.normalize_observations and source.known is not None:
             moments = moments.update(self.encode(source.known))
-        learner = self.init_learner(derive(key, Tag.INIT), self.encode(obs))
+        init_key, (obs, _) = derive(key, Tag.INIT), masks.split(obs)
+        learner = self.init_learner(init_key, self.encode(obs))
         return LearnerState(key, learner, source_state, moments)
 
     def step(self, state: LearnerState, t: jax.Array) -> tuple[LearnerState, dict[str, jax.Array]]:
-        progress = self.progress(state, t)
-
-        def explore(obs, key):
-            obs = self.normalize(state.obs_moments, obs)
-            return self.explore(state.learner, obs, key, progress)
-
-        source = self.source()
+        source, explore = self.source(), self.explorer(state, t)
         source_state, seen, collected = source.advance(state.source, state.key, t, explore)
         moments = state.obs_moments
         if self.normalize_observations and seen is not None:
-            moments = moments.update(self.encode(seen))
+            moments = moments.update(masks.split(self.encode(seen))[0])
         key = derive(state.key, Tag.LEARN, t)
 
         def gradient_step(learner, i):
@@ -228,12 +229,22 @@ class Learner(Agent):
         learner, metrics = source.once_ready(t, learn, state.learner)
         return LearnerState(state.key, learner, source_state, moments), metrics | collected
 
-    def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
+    def explorer(self, state: LearnerState, t: jax.Array) -> Explore:
+        """How it collects in iteration t."""
+        progress = self.progress(state, t)
+
+        def explore(obs, key):
+            obs = self.normalize(state.obs_moments, obs)
+            return self.explore(state.learner, obs, key, progress)
+
+        return explore
+
+    def normalize(self, moments: RunningMoments, obs: Any) -> Any:
         """Observations as networks take them."""
         obs = self.encode(obs)
         if not self.normalize_observations:
             return obs
-        return moments.normalize(obs) if self.data is None else moments.standardize(obs)
+        return masks.map_obs(moments.normalize if self.data is None else moments.standardize, obs)
 
     def prepare(self, reward: jax.Array) -> jax.Array:
         """Rewards as the algorithm takes them."""
@@ -273,3 +284,10 @@ class Learner(Agent):
         if not isinstance(state.source, CollectedState):
             return state
         return state._replace(source=state.source._replace(replay=None))
+
+    def refilled(self, state: LearnerState, t: jax.Array) -> LearnerState:
+        """The replay as full as it was, of what its policy collects by now."""
+        key = derive(state.key, Tag.REFILL, t)
+        explore = self.explorer(state, t)
+        source = self.collected().refilled(state.source.actors, key, t, explore)
+        return state._replace(source=source)

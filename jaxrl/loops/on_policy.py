@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl import spaces
+from jaxrl import masks, spaces
 from jaxrl.agent import Agent, Policy, Tag, derive, memoryless, static, traced
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.normalize import RewardScale, RunningMoments
 from jaxrl.parts.optimize import learn_if
 from jaxrl.parts.returns import bootstrap_values, gae
 from jaxrl.parts.rollout import Actors, Transition, reset, rollout
+from jaxrl.parts.trees import first_of
 
 
 class OnPolicyState(NamedTuple):
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
         advantage: by GAE, unless `estimate` says otherwise; target: of the critic.
     """
 
-    obs: jax.Array
+    obs: Any
     action: jax.Array
     log_prob: jax.Array
     value: jax.Array
@@ -65,12 +66,12 @@ class OnPolicy(Agent):
         """The optimiser's first state."""
         raise NotImplementedError
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical | Normal:
-        """The policy at normalised observations."""
+    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+        """The policy at normalised observations, which may be `Masked`."""
         raise NotImplementedError
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
-        """The critic at normalised observations."""
+    def value(self, params: Any, obs: Any) -> jax.Array:
+        """The critic at normalised observations, which may be `Masked`."""
         raise NotImplementedError
 
     def improve(
@@ -112,7 +113,8 @@ class OnPolicy(Agent):
     def init(self, key: jax.Array) -> OnPolicyState:
         reset_key = derive(key, Tag.RESET)
         actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.reported)
-        params = self.init_params(derive(key, Tag.INIT), self.encode(actors.obs[0]))
+        init_key, (obs, _) = derive(key, Tag.INIT), masks.split(first_of(actors.obs))
+        params = self.init_params(init_key, self.encode(obs))
         return OnPolicyState(
             key=key,
             params=params,
@@ -156,14 +158,14 @@ class OnPolicy(Agent):
             learner, metrics = improve(learner)
         # The statistics change only now, so that acting and learning saw the same ones.
         if self.normalize_observations:
-            moments = moments.update(self.encode(steps.obs))
+            moments = moments.update(masks.split(self.encode(steps.obs))[0])
         metrics["explained_variance"] = 1 - jnp.var(batch.advantage) / jnp.var(batch.target)
         metrics |= episodes.metrics()
         params, opt_state = learner
         return OnPolicyState(state.key, params, opt_state, actors, moments, reward_scale), metrics
 
     def advantages(
-        self, state: OnPolicyState, steps: Transition, last_obs: jax.Array
+        self, state: OnPolicyState, steps: Transition, last_obs: Any
     ) -> tuple[Batch, RewardScale]:
         """The rollout with its advantages, flattened; and the scale of rewards with it in."""
 
@@ -184,10 +186,10 @@ class OnPolicy(Agent):
         batch = Batch(obs, steps.action, log_prob, values, advantages, targets)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), reward_scale
 
-    def normalize(self, moments: RunningMoments, obs: jax.Array) -> jax.Array:
+    def normalize(self, moments: RunningMoments, obs: Any) -> Any:
         """Observations as networks take them."""
         obs = self.encode(obs)
-        return moments.normalize(obs) if self.normalize_observations else obs
+        return masks.map_obs(moments.normalize, obs) if self.normalize_observations else obs
 
     # Acting -----------------------------------------------------------------------------------
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from jaxrl import spaces
+from jaxrl import masks, spaces
 from jaxrl.agent import Agent, Policy, Tag, derive, memoryless, static, traced
-from jaxrl.parts.distributions import epsilon_greedy, epsilon_greedy_log_prob, exploration
+from jaxrl.parts.distributions import (
+    epsilon_greedy,
+    epsilon_greedy_log_prob,
+    exploration,
+    explored,
+)
 from jaxrl.parts.optimize import linear_schedule
 from jaxrl.parts.returns import bootstrap_values, lambda_returns
 from jaxrl.parts.rollout import Actors, Transition, reset, rollout
@@ -22,7 +26,7 @@ class Batch(NamedTuple):
         target: the lambda-return, which Q(obs, action) is fitted to.
     """
 
-    obs: jax.Array
+    obs: Any
     action: jax.Array
     target: jax.Array
 
@@ -32,6 +36,8 @@ class QLambda(Agent):
 
     A subclass implements `q_values`, `init` and `step`, whose state has a field `params`.
     """
+
+    takes_masks = True
 
     num_envs: int = static(128, "[1, inf)", "environments stepped in parallel")
     gamma: float = traced(0.99, "[0, 1]", "discount")
@@ -43,8 +49,11 @@ class QLambda(Agent):
 
     # What a subclass provides -----------------------------------------------------------------
 
-    def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
-        """The values (..., A) of all actions at encoded observations (..., *obs)."""
+    def q_values(self, params: Any, obs: Any) -> jax.Array:
+        """The values (..., A) of all actions at encoded observations (..., *obs).
+
+        Of `Masked` ones, those of actions that may not be taken are the lowest number.
+        """
         raise NotImplementedError
 
     # The loop ---------------------------------------------------------------------------------
@@ -80,11 +89,11 @@ class QLambda(Agent):
 
         def noise(key, num_steps):
             size = spaces.action_size(self.action_space)
-            return exploration(key, (num_steps, self.num_envs, size), epsilon)
+            return exploration(key, (num_steps, self.num_envs, size), epsilon, self.masked)
 
         def act(obs, noise):
-            q, (explore, random) = self.q_values(params, self.encode(obs)), noise
-            action = jnp.where(explore, random, q.argmax(-1))
+            q = self.q_values(params, self.encode(obs))
+            action = explored(q, noise, masks.split(obs)[1])
             return action, action, {"max_q": q.max(-1)}
 
         actors, steps, episodes = rollout(
@@ -96,7 +105,7 @@ class QLambda(Agent):
         return actors, batch, metrics | episodes.metrics()
 
     def batch(
-        self, params: Any, steps: Transition, last_obs: jax.Array, length: jax.Array | None
+        self, params: Any, steps: Transition, last_obs: Any, length: jax.Array | None
     ) -> Batch:
         """A rollout's steps with their lambda-returns, flattened."""
 
@@ -114,7 +123,7 @@ class QLambda(Agent):
 
     def log_prob(self, state: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         q = self.q_values(state.params, self.encode(obs))
-        return epsilon_greedy_log_prob(q, action, self.epsilon_end)
+        return epsilon_greedy_log_prob(q, action, self.epsilon_end, masks.split(obs)[1])
 
     def policy(self, state: Any, deterministic: bool = True) -> Policy:
         """Greedy, or with `epsilon_end` random actions if not deterministic."""
@@ -122,6 +131,8 @@ class QLambda(Agent):
         @memoryless
         def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
             q = self.q_values(state.params, self.encode(obs))
-            return q.argmax(-1) if deterministic else epsilon_greedy(key, q, self.epsilon_end)
+            if deterministic:
+                return q.argmax(-1)
+            return epsilon_greedy(key, q, self.epsilon_end, masks.split(obs)[1])
 
         return policy

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrl import spaces
+from jaxrl import masks, spaces
 from jaxrl.agent import Tag, derive
 from jaxrl.parts import replay
 from jaxrl.parts.optimize import learn_if
 from jaxrl.parts.replay import Batch, Dataset, Replay
 from jaxrl.parts.rollout import Actors, reset, rollout
+from jaxrl.parts.trees import first_of
 
 Explore = Callable[[jax.Array, jax.Array], jax.Array]  # observations (N, ...), key -> actions
 Learn = Callable[[Any], tuple[Any, dict[str, jax.Array]]]  # learner -> learner, metrics
@@ -114,8 +115,9 @@ class Collected(NamedTuple):
     def steps_per_iteration(self) -> int:
         return self.num_envs * self.num_steps
 
-    def random_action(self, key: jax.Array) -> jax.Array:
-        return spaces.random_action(self.env.action_space(self.env_params), key, self.num_envs)
+    def random_action(self, key: jax.Array, obs: Any) -> jax.Array:
+        space = self.env.action_space(self.env_params)
+        return spaces.random_action(space, key, self.num_envs, masks.split(obs)[1])
 
     @property
     def known(self) -> jax.Array | None:
@@ -124,9 +126,27 @@ class Collected(NamedTuple):
     def init(self, key: jax.Array) -> tuple[CollectedState, jax.Array]:
         reset_key = derive(key, Tag.RESET)
         actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.record)
-        action = jax.eval_shape(self.random_action, key)
+        return self.emptied(actors), first_of(actors.obs)
+
+    def emptied(self, actors: Actors) -> CollectedState:
+        """These environments, and a replay that holds nothing."""
+        action = jax.eval_shape(self.random_action, jax.random.key(0), actors.obs)
         memory = replay.create(actors.obs, action, self.num_rows, self.lean)
-        return CollectedState(actors, memory), actors.obs[0]
+        return CollectedState(actors, memory)
+
+    def refilled(
+        self, actors: Actors, key: jax.Array, t: jax.Array, explore: Explore
+    ) -> CollectedState:
+        """A replay as full as after iteration t, of steps that are taken now.
+
+        `explore` acts, at random where iterations did before learning. `key` is a root of its own.
+        """
+        first = jnp.maximum(t - self.num_rows // self.num_steps, 0)
+
+        def again(i: jax.Array, state: CollectedState) -> CollectedState:
+            return self.advance(state, key, i, explore)[0]
+
+        return lax.fori_loop(first, t, again, self.emptied(actors))
 
     def advance(
         self, state: CollectedState, key: jax.Array, t: jax.Array, explore: Explore
@@ -138,7 +158,9 @@ class Collected(NamedTuple):
         exploring = t * self.steps_per_iteration >= self.learning_starts
 
         def act(obs, key):
-            action = lax.cond(exploring, lambda: explore(obs, key), lambda: self.random_action(key))
+            action = lax.cond(
+                exploring, lambda: explore(obs, key), lambda: self.random_action(key, obs)
+            )
             return action, spaces.to_env(space, action), ()
 
         rollout_key = derive(key, Tag.ROLLOUT, t)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl import masks
+
 
 class Categorical(NamedTuple):
     """Categorical over the last axis of `logits` (..., A); actions are integers (...).
@@ -53,23 +55,46 @@ class Categorical(NamedTuple):
         return jnp.sum(jnp.exp(log_probs) * (log_probs - others), axis=-1)
 
 
-def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    """Greedy actions for q (..., A), each replaced by a uniform one with probability epsilon."""
-    explore, random = exploration(key, q.shape, epsilon)
-    return jnp.where(explore, random, q.argmax(-1))
+def epsilon_greedy(
+    key: jax.Array, q: jax.Array, epsilon: jax.Array | float, mask: jax.Array | None = None
+) -> jax.Array:
+    """Greedy actions for q (..., A), each replaced by a uniform one with probability epsilon.
+
+    Args:
+        mask: where actions are masked (`masks.Masked`), also in q (`masks.masked`).
+    """
+    return explored(q, exploration(key, q.shape, epsilon, mask is not None), mask)
 
 
 def exploration(
-    key: jax.Array, shape: tuple[int, ...], epsilon: jax.Array | float
+    key: jax.Array, shape: tuple[int, ...], epsilon: jax.Array | float, masked: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Where to explore (with probability epsilon), and uniform actions, for q of shape (..., A)."""
+    """Where to explore (with probability epsilon), and uniform actions, for q of shape (..., A).
+
+    Where actions are `masked`, in the actions' place numbers (..., A) of which the largest wins.
+    """
     explore_key, action_key = jax.random.split(key)
     explore = jax.random.uniform(explore_key, shape[:-1]) < epsilon
+    if masked:
+        return explore, jax.random.uniform(action_key, shape)
     return explore, jax.random.randint(action_key, shape[:-1], 0, shape[-1])
 
 
+def explored(
+    q: jax.Array, noise: tuple[jax.Array, jax.Array], mask: jax.Array | None = None
+) -> jax.Array:
+    """The actions that `exploration` makes of q (..., A)."""
+    explore, random = noise
+    if mask is not None:
+        random = masks.masked(random, mask).argmax(-1)
+    return jnp.where(explore, random, q.argmax(-1))
+
+
 def epsilon_greedy_log_prob(
-    q: jax.Array, action: jax.Array, epsilon: jax.Array | float
+    q: jax.Array,
+    action: jax.Array,
+    epsilon: jax.Array | float,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """Log-probability of actions (...) that `epsilon_greedy` takes for q (..., A).
 
@@ -78,7 +103,11 @@ def epsilon_greedy_log_prob(
     [0.05, 0.95]
     """
     greedy = (action == q.argmax(-1)).astype(q.dtype)
-    return jnp.log(epsilon / q.shape[-1] + (1 - epsilon) * greedy)
+    if mask is None:
+        return jnp.log(epsilon / q.shape[-1] + (1 - epsilon) * greedy)
+    allowed = masks.allowed(mask)
+    may = jnp.take_along_axis(allowed, action[..., None], axis=-1)[..., 0]
+    return jnp.log(may * epsilon / allowed.sum(-1) + (1 - epsilon) * greedy)
 
 
 def project_to_atoms(probs: jax.Array, places: jax.Array, atoms: jax.Array) -> jax.Array:

@@ -64,6 +64,94 @@ def cg(
     return lax.custom_linear_solve(matvec, b, solve, symmetric=True)
 
 
+def truncated_cg(
+    matvec: Callable[[Any], Any], b: Any, max_iterations: int = 10, tolerance: float = 1e-5
+) -> tuple[Any, jax.Array]:
+    """Conjugate gradients for a symmetric A that need not be positive definite, from x = 0.
+
+    Stops at the first direction d of negative curvature, d^T A d <= 0, and returns what there is
+    until then, as truncated Newton methods do (Nocedal & Wright 2006, algorithm 7.1); at once, b
+    itself. So x is a direction of ascent of b^T x, whatever A is.
+
+    Args: as `cg`.
+
+    Returns x, a pytree like `b`, and whether negative curvature was met. Not for differentiation.
+
+    >>> indefinite = jnp.array([[2.0, 0.0], [0.0, -1.0]])
+    >>> x, negative = truncated_cg(lambda x: indefinite @ x, jnp.array([1.0, 0.0]))
+    >>> x.tolist(), bool(negative)
+    ([0.5, 0.0], False)
+    >>> x, negative = truncated_cg(lambda x: indefinite @ x, jnp.array([0.0, 1.0]))
+    >>> x.tolist(), bool(negative)
+    ([0.0, 1.0], True)
+    """
+    enough = tolerance**2 * _dot(b, b)
+
+    def unsolved(carry):
+        i, _, residual, _, negative = carry
+        return (i < max_iterations) & (_dot(residual, residual) > enough) & ~negative
+
+    def advance(carry):
+        i, x, residual, direction, _ = carry
+        product = matvec(direction)
+        curvature, error = _dot(direction, product), _dot(residual, residual)
+        negative = curvature <= 0
+        size = jnp.where(negative, 0.0, error / jnp.where(negative, 1.0, curvature))
+        size = jnp.where(negative & (i == 0), 1.0, size)
+        x = _add(x, size, direction)
+        residual = _add(residual, -size, product)
+        direction = _add(residual, _dot(residual, residual) / error, direction)
+        return i + 1, x, residual, direction, negative
+
+    start = 0, jax.tree.map(jnp.zeros_like, b), b, b, jnp.bool_(False)
+    _, x, _, _, negative = lax.while_loop(unsolved, advance, start)
+    return x, negative
+
+
+def gauss_newton(
+    outputs: Callable[[Any], Any], loss: Callable[[Any], jax.Array], params: Any
+) -> Callable[[Any], Any]:
+    """The product v -> J^T H J v, J the Jacobian of `outputs`, H the Hessian of `loss` at them.
+
+    Schraudolph 2002, "Fast Curvature Matrix-Vector Products". Where `outputs` gives the policy's
+    distributions and `loss` is the mean KL divergence from their own value, this is the Fisher
+    matrix (Schulman et al. 2015, appendix C.1). No matrix is formed; the network is linearised
+    once, for all products.
+
+    Args:
+        outputs: a function of `params`, to a pytree of arrays.
+        loss: a scalar function of such a pytree.
+        params: a pytree of arrays.
+
+    Returns a linear function of a pytree like `params` to one like it.
+
+    >>> inputs = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    >>> product = gauss_newton(lambda w: inputs @ w, lambda y: (y**2).sum() / 2, jnp.ones(2))
+    >>> product(jnp.ones(2)).tolist()
+    [1.0, 4.0]
+    """
+    at, push = jax.linearize(outputs, params)
+    pull = jax.linear_transpose(push, params)
+
+    def product(direction: Any) -> Any:
+        change = jax.jvp(jax.grad(loss), (at,), (push(direction),))[1]
+        return pull(change)[0]
+
+    return product
+
+
+def hessian_product(loss: Callable[[Any], jax.Array], params: Any) -> Callable[[Any], Any]:
+    """The product v -> H v with the Hessian of a scalar function `loss` at `params`.
+
+    Pearlmutter 1994: the derivative of the gradient along v; no matrix is formed.
+
+    >>> hessian_product(lambda w: (w**3).sum(), jnp.array([1.0, 2.0]))(jnp.ones(2)).tolist()
+    [6.0, 12.0]
+    """
+    _, product = jax.linearize(jax.grad(loss), params)
+    return product
+
+
 def _dot(a: Any, b: Any) -> jax.Array:
     """The inner product of two pytrees."""
     return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), jnp.zeros(()))

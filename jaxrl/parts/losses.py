@@ -100,3 +100,70 @@ def softmax_cloning_loss(log_prob: jax.Array, log_weight: jax.Array) -> tuple[ja
     """
     weight = lax.stop_gradient(len(log_weight) * jax.nn.softmax(log_weight))
     return -(weight * log_prob).mean(), weight.max()
+
+
+def beyond_clip(
+    ratio: jax.Array, advantage: jax.Array, low: float | jax.Array, high: float | jax.Array
+) -> jax.Array:
+    """Where the clipped surrogate is flat: A > 0 and r > 1 + high, or A < 0 and r < 1 - low.
+
+    It is min(r A, clip(r, 1 - low, 1 + high) A) (Schulman et al. 2017, eq. 7). Any shape: ratios of
+    steps, of tokens or of whole sequences.
+
+    >>> ratio, advantage = jnp.array([1.3, 1.3, 0.7, 0.7]), jnp.array([1.0, -1.0, 1.0, -1.0])
+    >>> beyond_clip(ratio, advantage, low=0.2, high=0.2).tolist()
+    [True, False, False, True]
+    """
+    return jnp.where(advantage > 0, ratio > 1 + high, (advantage < 0) & (ratio < 1 - low))
+
+
+def kept_by_noise(
+    key: jax.Array,
+    ratio: jax.Array,
+    advantage: jax.Array,
+    low: float | jax.Array,
+    high: float | jax.Array,
+    noise: float | jax.Array,
+) -> jax.Array:
+    """Which ratios beyond the clip range noise brings back into it, as booleans (noisy clipping).
+
+    Each is multiplied by a u of its own, uniform on [1 - noise, 1 + noise]. Where the product is no
+    longer beyond the range, the step keeps the whole gradient of r A:
+
+        surrogate = min(r A, clip(r) A) + kept (r - clip(r)) A
+
+    False for all that the hard rule keeps. Nothing here has a gradient.
+
+    >>> kept = kept_by_noise(jax.random.key(0), jnp.full(1000, 1.25), jnp.ones(1000), 0.2, 0.2, 0.2)
+    >>> round(float(kept.mean()), 1)
+    0.4
+    """
+    factor = 1 + noise * jax.random.uniform(key, ratio.shape, ratio.dtype, -1, 1)
+    still = beyond_clip(ratio * factor, advantage, low, high)
+    return beyond_clip(ratio, advantage, low, high) & ~still
+
+
+def keep_probability(
+    ratio: jax.Array,
+    advantage: jax.Array,
+    low: float | jax.Array,
+    high: float | jax.Array,
+    noise: float | jax.Array,
+) -> jax.Array:
+    """The probability of `kept_by_noise`, in the shape of the ratio; no gradient flows into it.
+
+    For A > 0 and r > 1 + high it is clip(((1 + high) / r - (1 - noise)) / (2 noise), 0, 1): a half
+    at the edge of the range, and 0 from r = (1 + high) / (1 - noise) on. For A < 0 likewise with
+    1 - low, and 0 from r = (1 - low) / (1 + noise) down. As a weight in place of the draw it is the
+    expected surrogate: a gradient that decays beyond the range.
+
+    >>> ratio, advantage = jnp.array([1.25, 1.4, 1.6, 1.0]), jnp.ones(4)
+    >>> [round(x, 3) for x in keep_probability(ratio, advantage, 0.2, 0.2, 0.2).tolist()]
+    [0.4, 0.143, 0.0, 0.0]
+    """
+    edge = jnp.where(advantage > 0, 1 + high, 1 - low)
+    inside = jnp.sign(advantage) * (edge / ratio - 1)  # how far u has to be on that side of 1
+    # Without noise the probability is 0, also where rounding takes a ratio to its edge.
+    width = jnp.maximum(2 * noise, jnp.finfo(ratio.dtype).tiny)
+    share = jnp.clip((inside + noise) / width, 0, 1)
+    return lax.stop_gradient(jnp.where(beyond_clip(ratio, advantage, low, high), share, 0))

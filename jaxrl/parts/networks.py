@@ -1,6 +1,9 @@
-"""Networks: an MLP, the MinAtar CNN and a deep residual body, all one module."""
+"""Networks: an MLP, the MinAtar CNN, a deep residual body or one's own body, all one module."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +11,13 @@ from flax import linen as nn
 from flax.linen.initializers import orthogonal
 from jax import lax
 
+from jaxrl import imports
+
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 
 
 class Network(nn.Module):
-    """[3x3 convolution] -> hidden layers -> [residual blocks] -> linear head.
+    """[3x3 convolution, or a body] -> hidden layers -> [residual blocks] -> linear head.
 
     Input (..., *observation), output (..., outputs). Layers are Dense -> [LayerNorm] -> activation,
     with orthogonal weights and zero biases (Schulman et al. 2017's released code).
@@ -24,6 +29,8 @@ class Network(nn.Module):
         activation: a key of `ACTIVATIONS`.
         conv_features: channels of a 3x3 valid convolution on (H, W, C); 0 for none. 16 with
             hidden_sizes (128,) is the MinAtar network (Young & Tian 2019).
+        body: a flax module or a function, of observations (B, *observation) to features (B, ...);
+            what it holds is initialised and learnt with the rest.
         layer_norm: normalise before each activation (channels only, on images).
         residual_blocks: multi-skip residual blocks on the last hidden width (Park 2026):
             h <- ReLU(h + LN(W2 ReLU(LN(W1 h)))) + g, where g is the body's input.
@@ -43,6 +50,7 @@ class Network(nn.Module):
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     conv_features: int = 0
+    body: Callable[[jax.Array], jax.Array] | None = None
     layer_norm: bool = False
     residual_blocks: int = 0
     output_scale: float = 1.0
@@ -50,7 +58,10 @@ class Network(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, obs: jax.Array, training: bool = False) -> jax.Array:
+    def __call__(
+        self, obs: jax.Array, action: jax.Array | None = None, training: bool = False
+    ) -> jax.Array:
+        """The head's outputs; an action (..., D) enters the hidden layers beside the features."""
         activation = ACTIVATIONS[self.activation]
 
         def dense(width: int, x: jax.Array) -> jax.Array:
@@ -65,7 +76,12 @@ class Network(nn.Module):
         batch = x.shape[: x.ndim - self.obs_ndim]
         if self.conv_features:
             x = layer(self.conv_features, patches_3x3(x))
+        if self.body is not None:
+            # However many axes a batch has, a body sees one.
+            x = self.body(x.reshape(-1, *x.shape[len(batch) :]))
         x = x.reshape(*batch, -1)
+        if action is not None:
+            x = jnp.concatenate([x, action], axis=-1)
         for width in self.hidden_sizes:
             x = layer(width, x)
         skip = x
@@ -74,6 +90,71 @@ class Network(nn.Module):
             x = nn.relu(x + nn.LayerNorm()(dense(x.shape[-1], inner))) + skip
         x = nn.Dense(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
         return nn.LayerNorm()(x) if self.output_norm else x
+
+
+def body_of(network: Any) -> Callable[[jax.Array], jax.Array] | None:
+    """The `body` that a hyper-parameter `network` means: None for the name of a built-in one.
+
+    Args:
+        network: module:NAME of a flax module or a function, or these themselves; of a module also
+            its class, if that needs no arguments.
+
+    Raises: ValueError (one line) where there is nothing of that name.
+    """
+    if isinstance(network, str):
+        if ":" not in network:
+            return None
+        network = imports.load(network, "network")
+    body: Callable[[jax.Array], jax.Array] = network() if isinstance(network, type) else network
+    return body
+
+
+class _Features(nn.Module):
+    """What a body makes of observations."""
+
+    body: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        return self.body(obs)
+
+
+def require_body(network: Any, shape: tuple[int, ...], agent: str) -> None:
+    """Raise ValueError (one line) unless a `network` makes features of observations (*shape)."""
+    if isinstance(network, str) and ":" not in network:
+        return
+    who = f"{agent}: network={imports.name_of(network)}"
+    try:
+        body = body_of(network)
+    except TypeError as error:
+        raise ValueError(f"{who} is a class that {error}: pass an instance") from error
+    try:
+        hash(body)
+    except TypeError:
+        raise ValueError(
+            f"{who} cannot be hashed, as a part of what identifies a program: "
+            "give it numbers, words and tuples"
+        ) from None
+    if not callable(body):
+        raise ValueError(f"{who} is neither a flax module nor a function of observations")
+    module, key = _Features(body), jax.eval_shape(lambda: jax.random.key(0))
+    obs = jax.ShapeDtypeStruct((3, *shape), jnp.float32)
+    try:
+        variables = jax.eval_shape(module.init, key, obs)
+        features = jax.eval_shape(module.apply, variables, obs)
+    except Exception as error:  # whatever the body's own code does
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{who} fails on observations {('B', *shape)}: {type(error).__name__}: {line}"
+        ) from error
+    if getattr(features, "shape", ())[:1] != (3,):
+        raise ValueError(
+            f"{who} makes {getattr(features, 'shape', type(features).__name__)} of three "
+            "observations: features of each, (3, ...), are needed"
+        )
+    if set(variables) - {"params"}:
+        others = ", ".join(sorted(set(variables) - {"params"}))
+        raise ValueError(f"{who} holds {others} beside its parameters, which nothing would update")
 
 
 class BatchRenorm(nn.Module):

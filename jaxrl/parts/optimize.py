@@ -139,17 +139,19 @@ def permutation(key: jax.Array, n: int, valid: int | jax.Array | None = None) ->
 
 def minibatch_epochs(
     key: jax.Array,
-    update: Callable[[Any, Any], tuple[Any, Any]],
+    update: Callable[..., tuple[Any, Any]],
     carry: Any,
     batch: Any,
     num_epochs: int,
     num_minibatches: int,
+    keyed: bool = False,
 ) -> tuple[Any, Any]:
     """Scan `update(carry, minibatch)` over shuffled minibatches, reshuffled every epoch.
 
     Args:
         batch: pytree with leading axis B, a multiple of `num_minibatches`. Only indices are
             shuffled; each minibatch is gathered when its turn comes.
+        keyed: each update draws: it is `update(carry, minibatch, key)`, with a key of its own.
 
     Returns the carry and what `update` returned, stacked (num_epochs, num_minibatches, ...).
 
@@ -161,14 +163,20 @@ def minibatch_epochs(
     """
     size = jax.tree.leaves(batch)[0].shape[0]
 
-    def minibatch(carry, rows):
-        return update(carry, jax.tree.map(lambda x: x[rows], batch))
+    def minibatch(carry, row):
+        rows, *own_key = row
+        return update(carry, jax.tree.map(lambda x: x[rows], batch), *own_key)
 
-    def epoch(carry, epoch_key):
+    def epoch(carry, keys):
+        epoch_key, *own_keys = keys
         rows = permutation(epoch_key, size).reshape(num_minibatches, -1)
-        return jax.lax.scan(minibatch, carry, rows)
+        return jax.lax.scan(minibatch, carry, (rows, *own_keys))
 
-    return jax.lax.scan(epoch, carry, epoch_keys(key, num_epochs))
+    keys = [epoch_keys(key, num_epochs)]
+    if keyed:  # from the number that follows those of the epochs
+        base = jax.random.fold_in(key, num_epochs)
+        keys.append(jax.random.split(base, (num_epochs, num_minibatches)))
+    return jax.lax.scan(epoch, carry, tuple(keys))
 
 
 def epoch_keys(key: jax.Array, num_epochs: int) -> jax.Array:

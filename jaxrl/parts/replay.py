@@ -16,7 +16,7 @@ from jaxrl.parts.rollout import Transition
 
 
 class Replay(NamedTuple):
-    """Arrays (rows, N, ...), each in its own dtype.
+    """Arrays (rows, N, ...), each in its own dtype; observations may be pytrees of them.
 
     Attributes:
         obs, action, reward, terminated: of each step.
@@ -26,22 +26,22 @@ class Replay(NamedTuple):
             was cut, and so cannot use that step.
     """
 
-    obs: jax.Array
+    obs: Any
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
-    next_obs: jax.Array | None
+    next_obs: Any
     truncated: jax.Array | None
 
 
 class Batch(NamedTuple):
     """Sampled steps (B, ...); `valid` (B,) is false where the successor is not known."""
 
-    obs: jax.Array
+    obs: Any
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
-    next_obs: jax.Array
+    next_obs: Any
     valid: jax.Array
 
 
@@ -76,13 +76,16 @@ def create(obs: Any, action: Any, num_rows: int, lean: bool) -> Replay:
     def rows(shape: tuple[int, ...], dtype: Any) -> jax.Array:
         return jnp.zeros((num_rows, *shape), dtype)
 
-    envs = obs.shape[:1]
+    def rows_of(tree: Any) -> Any:
+        return jax.tree.map(lambda x: rows(x.shape, x.dtype), tree)
+
+    envs = action.shape[:1]
     return Replay(
-        obs=rows(obs.shape, obs.dtype),
+        obs=rows_of(obs),
         action=rows(action.shape, action.dtype),
         reward=rows(envs, jnp.float32),
         terminated=rows(envs, bool),
-        next_obs=None if lean else rows(obs.shape, obs.dtype),
+        next_obs=None if lean else rows_of(obs),
         truncated=rows(envs, bool) if lean else None,
     )
 
@@ -98,12 +101,15 @@ def add(replay: Replay, written: jax.Array, steps: Transition) -> Replay:
     def write(rows: jax.Array, new: jax.Array) -> jax.Array:
         return lax.dynamic_update_slice_in_dim(rows, new.astype(rows.dtype), start, axis=0)
 
+    def write_all(rows: Any, new: Any) -> Any:
+        return jax.tree.map(write, rows, new)
+
     return Replay(
-        obs=write(replay.obs, steps.obs),
+        obs=write_all(replay.obs, steps.obs),
         action=write(replay.action, steps.action),
         reward=write(replay.reward, steps.reward),
         terminated=write(replay.terminated, steps.terminated),
-        next_obs=None if replay.next_obs is None else write(replay.next_obs, steps.final_obs),
+        next_obs=None if replay.next_obs is None else write_all(replay.next_obs, steps.final_obs),
         truncated=None if replay.truncated is None else write(replay.truncated, steps.truncated),
     )
 
@@ -123,6 +129,10 @@ def sample(
     """
     num_rows, num_envs = replay.reward.shape
     lean = replay.next_obs is None
+
+    def take(rows: Any, row: jax.Array) -> Any:
+        return jax.tree.map(lambda x: x[row, env], rows)
+
     stored = jnp.minimum(written, num_rows if newest is None else min(newest, num_rows))
     row_key, env_key = jax.random.split(key)
     # The successor of a lean memory's newest row is not stored yet.
@@ -131,15 +141,15 @@ def sample(
     env = jax.random.randint(env_key, (batch_size,), 0, num_envs)
     if replay.next_obs is None:
         assert replay.truncated is not None
-        next_obs = replay.obs[(row + 1) % num_rows, env]
+        next_obs = take(replay.obs, (row + 1) % num_rows)
         terminated = replay.terminated[row, env]
         # With a single row stored, its successor is not.
         valid = (terminated | ~replay.truncated[row, env]) & (age < stored)
     else:
-        next_obs, terminated = replay.next_obs[row, env], replay.terminated[row, env]
+        next_obs, terminated = take(replay.next_obs, row), replay.terminated[row, env]
         valid = jnp.ones((batch_size,), bool)
     return Batch(
-        replay.obs[row, env],
+        take(replay.obs, row),
         replay.action[row, env],
         replay.reward[row, env],
         terminated,

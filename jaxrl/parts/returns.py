@@ -9,6 +9,7 @@ where the episode ended for either reason (`terminated` or `truncated`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,10 +154,10 @@ def n_step_returns(
 
 
 def bootstrap_values(
-    value_fn: Callable[[jax.Array], jax.Array],
+    value_fn: Callable[[Any], jax.Array],
     values: jax.Array,
-    last_obs: jax.Array,
-    final_obs: jax.Array,
+    last_obs: Any,
+    final_obs: Any,
     terminated: jax.Array,
     truncated: jax.Array,
     length: int | jax.Array | None = None,
@@ -167,6 +168,7 @@ def bootstrap_values(
     value of `final_obs` (T, N, ...) needed: one pass of `value_fn` over one row per environment
     for each truncation an environment had in this rollout, so none at all in most rollouts.
     `last_obs` (N, ...) follows the last row, which is row `length - 1` where `length` is given.
+    Both may be pytrees: what `value_fn` takes, such as an observation with a memory.
 
     >>> values, final_obs = jnp.array([[1.0], [2.0]]), jnp.array([[7.0], [8.0]])
     >>> no, cut = jnp.array([[False], [False]]), jnp.array([[True], [False]])
@@ -187,7 +189,8 @@ def bootstrap_values(
     def fill(carry):
         j, filled = carry
         hit = cut & (ordinal == j)
-        rows = final_obs[jnp.argmax(hit, axis=0), jnp.arange(num_envs)]
+        step = jnp.argmax(hit, axis=0)
+        rows = jax.tree.map(lambda x: x[step, jnp.arange(num_envs)], final_obs)
         return j + 1, jnp.where(hit, value_fn(rows), filled)
 
     return jax.lax.while_loop(unfinished, fill, (jnp.ones((), ordinal.dtype), next_values))[1]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.environments import is_taken_apart
 from jaxrl.parts.trees import nbytes, strong
 
 Act = Callable[..., tuple[Any, ...]]
@@ -24,7 +25,7 @@ class Actors(NamedTuple):
 
     Attributes:
         env_state: states, leading axis N.
-        obs: current observations (N, ...).
+        obs: current observations (N, ...), an array or `Masked`.
         episode_return, episode_length: of the episodes under way (N,).
         starts: (obs, env_state) that finished environments go back to: with cached resets each
             one's own first (N, ...), with pooled ones the pool (pool_size, ...), else None.
@@ -33,7 +34,7 @@ class Actors(NamedTuple):
     """
 
     env_state: Any
-    obs: jax.Array
+    obs: Any
     episode_return: jax.Array
     episode_length: jax.Array
     starts: Any
@@ -54,12 +55,12 @@ class Transition(NamedTuple):
         info: the recorded entries of the environment's `info`, name -> (T, N), float32.
     """
 
-    obs: jax.Array
+    obs: Any
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
-    final_obs: jax.Array
+    final_obs: Any
     extras: Any
     info: dict[str, jax.Array] = {}  # noqa: RUF012  (never changed in place)
 
@@ -109,21 +110,10 @@ def reset_kind(env: Any) -> str:
     computes a reset, and a warning says so.
     """
     kind: str = getattr(env, "resets", "fresh")
-    if kind == "fresh" or _is_taken_apart(type(env)):
+    if kind == "fresh" or is_taken_apart(type(env)):
         return kind
     _warn_of_fresh(type(env).__name__, kind)
     return "fresh"
-
-
-def _is_taken_apart(cls: type) -> bool:
-    """Whether `step` is gymnax's own, made of the class's own `step_env`."""
-
-    def owner(name: str) -> type | None:
-        return next((c for c in cls.__mro__ if name in vars(c)), None)
-
-    step = owner("step")
-    is_gymnax = step is not None and step.__module__ == "gymnax.environments.environment"
-    return is_gymnax and owner("step_env") not in (None, step)
 
 
 @functools.lru_cache(maxsize=64)  # once, not at every trace
@@ -274,7 +264,7 @@ def draw(key: jax.Array, env: Any, env_params: Any, shape: tuple[int, ...]) -> D
     starts: Any = None
     if kind == "pool":
         starts = jax.random.randint(start_keys[0], shape, 0, env.pool_size)
-    elif kind == "fresh" and _is_taken_apart(type(env)):
+    elif kind == "fresh" and is_taken_apart(type(env)):
         flat = strong(jax.vmap(env.reset_env, in_axes=(0, None))(start_keys, env_params))
         starts = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
     return Draws(step_keys.reshape(shape), starts)

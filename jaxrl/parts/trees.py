@@ -17,6 +17,17 @@ def nbytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def first_of(tree: Any) -> Any:
+    """The first of the rows that a pytree of arrays holds."""
+    return jax.tree.map(lambda x: x[0], tree)
+
+
 def strong(tree: Any) -> Any:
     """The same arrays without weak types, which a scan's carry must not have."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, as in `learner.params.kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}

@@ -6,6 +6,7 @@ Matplotlib is imported by the functions that draw, so that importing this module
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxrl import files
-from jaxrl.report.stats import mean_ci
+from jaxrl.report.stats import FEW, mean_ci
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,6 +73,9 @@ def learning_curves(
 ) -> Figure:
     """A figure of `curves`: mean over runs, band of the 95 % t interval of that mean.
 
+    The interval of fewer than `FEW` runs reaches far beyond all that was seen: there the band is
+    the range of the runs. A line above the figure says which.
+
     Of more than `MAX_CURVES` the `BEST`, by their last returns, are named in the legend, best
     first, and the others are thin grey lines behind them; there each run is smoothed, by the mean
     over a `SPAN`th of its points around each.
@@ -85,8 +89,12 @@ def learning_curves(
         ranked = [smoothed(c) for c in sorted(curves, key=_last_return, reverse=True)]
         named, others = ranked[:BEST], ranked[BEST:]
         ylabel += " (smoothed)"
+    few = max(len(curve.returns) for curve in curves) < FEW
     for i, curve in enumerate(named):
-        _draw(axes, curve, f"C{i}")
+        _draw(axes, curve, f"C{i}", few, alpha=0.18 if len(named) <= BEST else 0.1)
+    if any(len(curve.returns) > 1 for curve in curves):
+        text = "bands: range of the runs" if few else "bands: 95 % t interval of the mean"
+        axes.set_title(text, loc="right", fontsize="x-small", color="0.45")
     for i, curve in enumerate(others):
         label = f"the other {len(others)}" if i == 0 else None
         style: dict[str, Any] = {"color": "0.75", "linewidth": 0.8, "zorder": 1}
@@ -94,7 +102,7 @@ def learning_curves(
     if len(curves) > 1:
         axes.legend(framealpha=0.85, edgecolor="none", fontsize="small")
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    # A band of two or three runs can be far wider than all that was seen: it is cut off instead.
+    # The band of a few runs can be far wider than all that was seen: it is cut off instead.
     seen = np.concatenate([curve.returns[np.isfinite(curve.returns)] for curve in curves])
     if seen.size and seen.min() < seen.max():
         margin = 0.05 * (seen.max() - seen.min())
@@ -121,6 +129,27 @@ def smoothed(curve: Curve) -> Curve:
     return dataclasses.replace(curve, returns=returns)
 
 
+def labels_of(has_episodes: bool, unit: str) -> dict[str, str]:
+    """The labels of learning curves over a run's steps, of training episodes or evaluations."""
+    what = "training episodes" if has_episodes else "evaluations"
+    return {"xlabel": unit, "ylabel": f"return of {what}"}
+
+
+def shown(figure: Figure) -> Figure:
+    """The figure, which a notebook shows where a cell ends with it.
+
+    A notebook knows how to show figures only once pyplot has made one.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        known = shell.display_formatter.formatters.values()
+        if not any(type(figure) in formatter.type_printers for formatter in known):
+            from IPython.core.pylabtools import select_figure_formats
+
+            select_figure_formats(shell, {"png"})
+    return figure
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write `figure` to `path`, in the format its ending names.
 
@@ -137,10 +166,15 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(file, format=ending)
 
 
-def _draw(axes: Axes, curve: Curve, colour: str) -> None:
+def _draw(axes: Axes, curve: Curve, colour: str, few: bool, alpha: float) -> None:
     mean, low, high = mean_ci(curve.returns)
+    if few:
+        seen = np.isfinite(curve.returns)
+        low = np.where(seen, curve.returns, np.inf).min(axis=0)
+        high = np.where(seen, curve.returns, -np.inf).max(axis=0)
+        low, high = (np.where(seen.any(axis=0), x, np.nan) for x in (low, high))
     axes.plot(curve.steps, mean, color=colour, linewidth=1.8, label=curve.label)
-    axes.fill_between(curve.steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(curve.steps, low, high, color=colour, alpha=alpha, linewidth=0)
 
 
 def _last_return(curve: Curve) -> float:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl.training.checkpoint import Store
+from jaxrl.training.exchange import Exchange
 from jaxrl.training.history import History
 
 
@@ -36,6 +37,7 @@ class Progress(NamedTuple):
         history: all that the batch has shown so far.
         first: iterations done before this chunk.
         over: whether it was the batch's last chunk; not known yet where `stops` is asked.
+        exchanges: what population-based training has exchanged so far.
     """
 
     iteration: int
@@ -51,6 +53,7 @@ class Progress(NamedTuple):
     history: History = History.empty(0, 0)
     first: int = 0
     over: bool = False
+    exchanges: Sequence[Exchange] = ()
 
 
 def shown(chunk: History) -> dict[str, np.ndarray]:
@@ -151,13 +154,15 @@ def closing(closeable: Iterable[Callback | Store]) -> Iterator[None]:
 class OnNaN(Callback):
     """Warns of members whose loss, returns or parameters are not finite, and stops if asked to.
 
+    `then` says what becomes of them.
+
     Raises: ValueError where `on_nan` is not "report" or "stop".
     """
 
-    def __init__(self, on_nan: str) -> None:
+    def __init__(self, on_nan: str, then: str = "it is left out of all statistics") -> None:
         if on_nan not in ("report", "stop"):
             raise ValueError(f"on_nan={on_nan!r} is not one of report, stop")
-        self.is_stopping = on_nan == "stop"
+        self.is_stopping, self.then = on_nan == "stop", then
 
     def stops(self, progress: Progress) -> bool:
         diverged_at = progress.history.diverged_at
@@ -165,8 +170,7 @@ class OnNaN(Callback):
         for i in rows:
             warnings.warn(
                 f"member {progress.members[i]} (seed {progress.seeds[i]}) has a loss, returns or "
-                f"parameters that are not finite after iteration {diverged_at[i]:.0f}: it is left "
-                "out of all statistics",
+                f"parameters that are not finite after iteration {diverged_at[i]:.0f}: {self.then}",
                 stacklevel=2,
             )
         return self.is_stopping and bool(rows)
@@ -218,5 +222,11 @@ class Saving(Callback):
         new = progress.history.after(self.saved)
         score = (progress.history if progress.history.num_evaluations else new).score()
         taken = progress.history.steps_taken.tolist()
-        if self.store.save(progress.iteration, states, new, score, progress.seconds, taken):
+        reached = {"seconds": progress.seconds, "env_steps": taken}
+        if progress.exchanges:
+            reached["exchanges"] = [entry._asdict() for entry in progress.exchanges]
+        has_ended = progress.iteration >= progress.iterations or (
+            min(taken) * len(taken) >= progress.total_steps
+        )
+        if self.store.save(progress.iteration, states, new, score, reached, has_ended):
             self.saved = progress.history

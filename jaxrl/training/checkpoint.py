@@ -1,17 +1,22 @@
 """Checkpoints: the whole state of a population between two chunks, and what it has shown so far.
 
-    FOLDER/ITERATION/                   orbax: the members' states, and what they belong to
+    FOLDER/ITERATION/                   orbax: the members' states, what they belong to, and apart
+                                        from the states the replay memories, where there are any
     FOLDER/history/FIRST-ITERATION.npz  metrics and evaluations since the save before
 
 A save writes the history first and the states behind it, each under a temporary name until it is
 whole: a kill at any moment leaves the save before as it was. States carry a checksum, without which
 a flipped bit would train on.
+
+Replay memories are most of what is on disk, and only training on needs them: those of checkpoints
+that are kept for being the best are removed, and all of them once the run has ended.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 import warnings
 import zlib
@@ -26,12 +31,15 @@ from jaxrl import files
 from jaxrl.training import hosts
 from jaxrl.training.history import History
 from jaxrl.training.hosts import to_numpy
-from jaxrl.training.identity import checksum, identity
+from jaxrl.training.identity import checksum
 from jaxrl.training.restore import (
     HISTORY,
+    REPLAY,
     WORST,
     Saved,
+    Wanted,
     alone,
+    apart,
     members,
     mend_scores,
     newest,
@@ -51,11 +59,14 @@ class Checkpoints:
         folder: theirs alone; made where it is missing.
         every: seconds from one save to the next; the last state is saved in any case.
         keep: how many of the newest are kept. The one with the best return so far is kept as well.
+        keep_replay: also when the run has ended. Without it a run that is then extended collects a
+            new one first.
     """
 
     folder: Path
     every: float = 60.0
     keep: int = 2
+    keep_replay: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))  # a string is a path too
@@ -95,17 +106,22 @@ class Checkpoints:
 
 
 def open_store(
-    checkpoints: Checkpoints | None, agents: Any, seeds: list[int], like: Any
+    checkpoints: Checkpoints | None,
+    belongs_to: dict[str, Any],
+    like: Any,
+    without_replay: Callable[[Any], Any],
 ) -> tuple[Store | None, Saved | None]:
-    """The store of stacked agents' states `like` these, and what it holds; on one process only.
+    """The store of states `like` these, and what it holds; on one process only.
 
-    What it holds is passed to all processes.
+    What it holds is passed to all processes. The rest is as for `Store`.
 
     Raises: ValueError as `Store` and `Store.restore` do.
     """
     if checkpoints is None:
         return None, None
-    store = Store(checkpoints, identity(agents, seeds)) if hosts.is_writer() else None
+    store = None
+    if hosts.is_writer():
+        store = Store(checkpoints, belongs_to, without_replay)
     return store, hosts.of_writer(store.restore(like) if store else None)
 
 
@@ -113,17 +129,24 @@ class Store:
     """The checkpoints of one population, open for writing: by one process at a time.
 
     `belongs_to` describes the population (JSON values by name); what was saved for another is
-    refused.
+    refused. `without_replay` takes the replay memories out of states.
 
     Raises: ValueError where the folder cannot be written, or another process writes to it.
     """
 
-    def __init__(self, checkpoints: Checkpoints, belongs_to: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        belongs_to: dict[str, Any],
+        without_replay: Callable[[Any], Any],
+    ) -> None:
         from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
         quieten()
-        self.every = checkpoints.every
+        self.every, self.keep = checkpoints.every, checkpoints.keep
+        self.keep_replay, self.has_ended = checkpoints.keep_replay, False
+        self.without_replay = without_replay
         self.folder = checkpoints.folder.absolute()
         self.belongs_to = json.loads(json.dumps(belongs_to))
         try:
@@ -167,7 +190,8 @@ class Store:
             ValueError: there are some, but of another population, or none of them is whole.
         """
         try:
-            saved = newest(self.manager, self.folder, like, self.belongs_to)
+            wanted = Wanted(like, self.without_replay(like), replay=True)
+            saved = newest(self.manager, self.folder, wanted, self.belongs_to)
         except ValueError:
             self.close()
             raise
@@ -191,12 +215,14 @@ class Store:
         states: Any,
         history: History,
         score: float,
-        seconds: float,
-        env_steps: list[int],
+        reached: dict[str, Any],
+        has_ended: bool = False,
     ) -> bool:
         """Save states after `iteration`, and the history since the last save that succeeded.
 
-        `env_steps` are those that each member has taken, `seconds` those that the run has.
+        `reached` is what else there is to say, JSON by name: `env_steps` of each member, `seconds`
+        that the run has taken, `exchanges` of population-based training. Where the run `has_ended`,
+        replay memories are left out, and those on disk removed at last.
 
         Returns once the states are copied; they are written while training goes on. Where that
         fails, as on a full disk, it warns and returns False: what was saved before stays.
@@ -206,33 +232,48 @@ class Store:
         try:
             with files.replacing(path) as file:
                 np.savez(file, **history.to_arrays())  # type: ignore[arg-type]
-            self._save_states(
-                iteration, states, score, {"seconds": seconds, "env_steps": env_steps}
-            )
+            self._save_states(iteration, states, score, reached, has_ended)
         except Exception as error:  # whatever a writer raises, also that of the save before
             path.unlink(missing_ok=True)
             self._warn_of(error)
             return False
-        self.iteration = iteration
+        self.iteration, self.has_ended = iteration, has_ended
+        if not self.keep_replay:
+            self._remove_replays(sorted(self.manager.all_steps())[: -self.keep])
         return True
 
     def _save_states(
-        self, iteration: int, states: Any, score: float, reached: dict[str, Any]
+        self,
+        iteration: int,
+        states: Any,
+        score: float,
+        reached: dict[str, Any],
+        has_ended: bool,
     ) -> None:
         from orbax.checkpoint.args import Composite, JsonSave, StandardSave
 
         states = to_numpy(states)
+        kept = self.without_replay(states)
+        replay = apart(states, kept)
         about = {
             "belongs_to": self.belongs_to,
-            "checksum": checksum(states),
+            "checksum": checksum(kept),
             "jax": jax.__version__,
             **reached,
         }
+        parts = {"states": StandardSave(kept)}
+        if replay and not (has_ended and not self.keep_replay):
+            about["replay_checksum"] = checksum(replay)
+            parts[REPLAY] = StandardSave(replay)
         self.manager.save(
             iteration,
-            args=Composite(states=StandardSave(states), about=JsonSave(_sealed(about))),
+            args=Composite(**parts, about=JsonSave(_sealed(about))),
             metrics={"return": score if np.isfinite(score) else WORST},
         )
+
+    def _remove_replays(self, steps: list[int]) -> None:
+        for step in steps:
+            shutil.rmtree(self.folder / str(step) / REPLAY, ignore_errors=True)
 
     def _warn_of(self, error: Exception) -> None:
         line = " ".join(str(error).split())[:200]
@@ -245,6 +286,8 @@ class Store:
         """Wait until everything is written."""
         try:
             self.manager.wait_until_finished()
+            if self.has_ended and not self.keep_replay:
+                self._remove_replays(self.manager.all_steps())
             self.manager.close()
         except Exception as error:
             self._warn_of(error)

@@ -56,8 +56,13 @@ class Engine:
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)[self.placement.rows])
         self._place(self._fresh(keys))
 
-    def load(self, states: Any) -> None:
-        """Given states of all members, which stay as they are: a copy is advanced."""
+    def load(self, states: Any, agents: Any = None) -> None:
+        """Given states of all members, which stay as they are: a copy is advanced.
+
+        `agents` take the place of those that there were, where traced values have changed.
+        """
+        if agents is not None:
+            self.share = self.placement.share(agents)
         rows = self.placement.rows
         self._place(jax.tree.map(lambda x: x[rows], states))
 
@@ -97,6 +102,30 @@ class Engine:
         self.finished = bool(np.all(finished))
         rows = jax.tree.map(lambda x: x[:, : stop - t], rows)
         return History.of_chunk(t, rows["env_steps"], rows["metrics"], finite)
+
+    def gather(self, agents: Any, parents: np.ndarray) -> None:
+        """All members go on as these agents, from the states of their `parents` (members,).
+
+        Each keeps its own root key: it draws other random numbers than the one that it copies.
+        """
+        if jax.process_count() > 1:  # whose programs are each process's own
+            states = self.states_on_host()
+            copied = jax.tree.map(lambda x: x[parents], states)
+            self.load(copied._replace(key=states.key), agents)
+            return
+        args = self.states, parents[self.placement.rows].astype(np.int32)
+        self.states = self._compiled(programs.gather, *args, mesh=self.placement.mesh)(*args)
+        self.share = self.placement.share(agents)
+        self.agents = self.placement.put_agents(self.share)
+
+    def refill(self, t: int) -> None:
+        """Give all members, after iteration t, the replay memories that were not kept.
+
+        Raises: ValueError where their agent cannot fill one again.
+        """
+        args = self.agents, self.states, np.int32(t)
+        run = self._compiled(programs.refill, *args, mesh=self.placement.mesh)
+        self.states = _awaited(run(*args))
 
     def evaluate(self, tag: Tag, t: int, episodes: int, deterministic: bool = True) -> Evaluation:
         """Evaluate all members by keys of this tag and number; NumPy (members, episodes).
@@ -161,13 +190,19 @@ def _initial(agents: Any, seeds: jax.Array) -> Any:
 
 
 def needed_bytes(
-    agents: Any, members: int, length: int, episodes: int = 0, saves: bool = False
+    agents: Any,
+    members: int,
+    length: int,
+    episodes: int = 0,
+    saves: bool = False,
+    gathers: bool = False,
 ) -> tuple[int, float]:
     """What training so many of these agents at once needs, on all local devices together.
 
     Compiles what they would run: chunks of at most `length` iterations, evaluations of so many
     episodes, where there are any. Where their states are saved and devices are the computer's own
-    CPU, the copies that are being written count too.
+    CPU, the copies that are being written count too. Where members copy each other, in between
+    the states are there twice.
 
     Returns bytes and the seconds that it took.
     """
@@ -184,6 +219,8 @@ def needed_bytes(
         program, more = compiled(programs.evaluate_all, placed, states, keys, **statics)
         needed, seconds = max(needed, _bytes_of(program)), seconds + more
     needed *= mesh.size
+    if gathers:
+        needed = max(needed, nbytes((placed, states, states)))
     if saves and jax.default_backend() == "cpu":
         needed += COPIES_WHILE_SAVING * nbytes(states)
     return needed, seconds

@@ -96,17 +96,21 @@ class History(NamedTuple):
 
     def then(self, chunk: History) -> History:
         """Both, one after the other; of a member that has diverged, the later metrics are NaN."""
-        if chunk.first != self.stop:
-            raise ValueError(f"a history that ends at {self.stop} cannot go on from {chunk.first}")
         diverged_at = np.fmin(self.diverged_at, chunk.diverged_at)
         missing = np.arange(chunk.first, chunk.stop) >= diverged_at[:, None]
         later = {name: np.where(missing, np.nan, x) for name, x in chunk.metrics.items()}
-        lengths = self.env_steps.shape[1], chunk.env_steps.shape[1]
+        return self.followed_by(chunk._replace(metrics=later, diverged_at=diverged_at))
+
+    def followed_by(self, later: History) -> History:
+        """Both, where the later part is masked already and knows who has diverged by its end."""
+        if later.first != self.stop:
+            raise ValueError(f"a history that ends at {self.stop} cannot go on from {later.first}")
+        lengths = self.env_steps.shape[1], later.env_steps.shape[1]
         return History(
-            np.concatenate([self.env_steps, chunk.env_steps], axis=1),
-            _join(self.metrics, later, *lengths),
-            _join(self.evaluations, chunk.evaluations, self.num_evaluations, chunk.num_evaluations),
-            diverged_at,
+            np.concatenate([self.env_steps, later.env_steps], axis=1),
+            _join(self.metrics, later.metrics, *lengths),
+            _join(self.evaluations, later.evaluations, self.num_evaluations, later.num_evaluations),
+            later.diverged_at,
             self.first,
         )
 
@@ -139,6 +143,22 @@ class History(NamedTuple):
             earlier.stop,
         )
 
+    def rows(self, rows: np.ndarray) -> History:
+        """That of some of the members, in this order."""
+        return History(
+            self.env_steps[rows],
+            {name: x[rows] for name, x in self.metrics.items()},
+            {name: x[rows] for name, x in self.evaluations.items()},
+            self.diverged_at[rows],
+            self.first,
+        )
+
+    def mended(self, rows: np.ndarray) -> History:
+        """Members `rows` go on with the states of others, which are finite."""
+        diverged_at = self.diverged_at.copy()
+        diverged_at[rows] = np.nan
+        return self._replace(diverged_at=diverged_at)
+
     def trimmed(self) -> History:
         """Without the iterations that no member ran. It cannot be continued by `then`."""
         ran = ~np.isnan(self.env_steps).all(axis=0)
@@ -153,6 +173,26 @@ class History(NamedTuple):
             {name: x[i, ran] for name, x in self.metrics.items()},
             {name: x[i] for name, x in self.evaluations.items()},
             float(self.diverged_at[i]),
+            self.first,
+        )
+
+    def as_batch(self) -> History:
+        """That of a single member as one of several."""
+        return History(
+            self.env_steps[None],
+            {name: x[None] for name, x in self.metrics.items()},
+            {name: x[None] for name, x in self.evaluations.items()},
+            np.asarray([self.diverged_at]),
+            self.first,
+        )
+
+    def of_members(self, rows: list[int]) -> History:
+        """That of some of its members."""
+        return History(
+            self.env_steps[rows],
+            {name: x[rows] for name, x in self.metrics.items()},
+            {name: x[rows] for name, x in self.evaluations.items()},
+            self.diverged_at[rows],
             self.first,
         )
 
@@ -186,6 +226,26 @@ class History(NamedTuple):
         )
 
     # Of one or several ------------------------------------------------------------------------
+
+    def returns_since(self, first: int) -> np.ndarray:
+        """Mean return of the training episodes that ended after iteration `first` (members,).
+
+        Of agents without episodes of their own, mean return of the newest evaluation. NaN where
+        there is none, minus infinity of a member that has diverged.
+        """
+        since = slice(max(first - self.first, 0), None)
+        if "episode_return" in self.metrics:
+            number = self.metrics["episodes"][:, since]
+            returns = self.metrics["episode_return"][:, since]
+            seen = np.isfinite(returns) & (number > 0)
+            total = np.where(seen, returns * number, 0.0).sum(axis=1)
+            count = np.where(seen, number, 0).sum(axis=1)
+            scores = total / np.where(count > 0, count, np.nan)
+        elif self.num_evaluations:
+            scores = mean(self.evaluations["returns"][:, -1], axis=1)
+        else:
+            scores = np.full(len(self.env_steps), np.nan)
+        return np.where(np.isnan(self.diverged_at), scores, -np.inf)
 
     def score(self) -> float:
         """Mean return of the newest evaluation; without one, of the training episodes it has."""

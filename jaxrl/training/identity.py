@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrl import spaces
+from jaxrl.imports import name_of
 from jaxrl.training.hosts import to_numpy
 from jaxrl.training.members import shared_arrays
 
@@ -20,12 +22,12 @@ def identity(agents: Any, seeds: list[int]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for h in agents.hyperparameters():
         value = getattr(agents, h.name)
-        fields[h.name] = np.asarray(value).tolist() if h.kind == "traced" else value
+        fields[h.name] = np.asarray(value).tolist() if h.kind == "traced" else name_of(value)
     del fields["total_steps"]
     recorded = shared_arrays(agents)
     return fields | {
         "agent": agents.name,
-        "environment": agents.env.name,
+        "environment": spaces.name_of(agents.env),
         ENVIRONMENT: describe(agents.env),
         "environment parameters": checksum(agents.env_params),
         "recorded data": checksum(recorded) if recorded else None,

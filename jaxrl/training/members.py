@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -33,6 +34,43 @@ def map_members(fn: Callable[..., Any], agents: Any, *more: Any) -> Any:
 def stack_agents(agents: list[Any]) -> Any:
     """Agents of one program as one, a leading axis of members on all that they do not share."""
     return map_members(lambda *xs: stack(list(xs)), *agents)
+
+
+def with_values(agents: Any, values: Mapping[str, np.ndarray]) -> Any:
+    """Stacked agents with fields, or `env.NAME` parameters, replaced by arrays (members,).
+
+    Their types stay, so that no program changes. The values are not checked.
+    """
+
+    def like(old: Any, new: np.ndarray) -> jax.Array:
+        return jnp.asarray(new, old.dtype)
+
+    params = agents.env_params
+    own = {k[4:]: v for k, v in values.items() if k.startswith("env.")}
+    if own:
+        arrays = {k: like(getattr(params, k), v) for k, v in own.items()}
+        params = dataclasses.replace(params, **arrays)
+    children = []
+    for f in dataclasses.fields(agents):
+        old = params if f.name == "env_params" else getattr(agents, f.name)
+        if not f.metadata["static"]:
+            children.append(like(old, values[f.name]) if f.name in values else old)
+    leaf = lambda x: x is not agents  # noqa: E731
+    return jax.tree.unflatten(jax.tree.structure(agents, is_leaf=leaf), children)
+
+
+def values_of(agents: Any, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Values of the fields, or `env.NAME` parameters, of stacked agents: a number per member.
+
+    Numbers are the shortest that mean the same: 0.1 for the number in single precision next to it.
+    """
+
+    def column(name: str) -> list[Any]:
+        owner, name = (agents.env_params, name[4:]) if name.startswith("env.") else (agents, name)
+        array = np.asarray(getattr(owner, name))
+        return [float(str(x)) if array.dtype.kind == "f" else x.item() for x in array]
+
+    return {name: column(name) for name in names}
 
 
 def for_each(fn: Callable[..., Any], agents: Any, *trees: Any) -> Any:

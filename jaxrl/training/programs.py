@@ -1,4 +1,4 @@
-"""The programs of a batch: its first states, a chunk of iterations, an evaluation.
+"""The programs of a batch: its first states, a chunk of iterations, an evaluation, a refill.
 
 Members are spread over a mesh of devices, each of which runs its own; or the environments of one
 member are, and the compiler splits the work. `jaxrl.training.engine` compiles and runs them.
@@ -116,6 +116,30 @@ def chunk_over_environments(
     states, *results = _iterations(agents, states, t, stop, length)
     shardings = named(mesh, environment_specs(agents, states, mesh.size))
     return lax.with_sharding_constraint(states, shardings), *results
+
+
+@partial(jax.jit, static_argnames=("mesh",), donate_argnums=(0,))
+def gather(states: Any, parents: Any, *, mesh: Any) -> Any:
+    """The states of the members' `parents` (members,), each under the root key that it has."""
+    gathered = jax.tree.map(lambda x: x[parents], states)._replace(key=states.key)
+    placed = named(mesh, jax.tree.map(lambda x: MEMBERS, states))
+    return lax.with_sharding_constraint(gathered, placed)
+
+
+@partial(jax.jit, static_argnames=("mesh",))
+def refill(agents: Any, states: Any, t: Any, *, mesh: Any) -> Any:
+    """Every member's state after iteration t with a replay memory, where there is none."""
+
+    def all_of(agents, states, t):
+        return for_each(lambda agent, state: agent.refilled(state, t), agents, states)
+
+    if "members" not in mesh.axis_names:
+        states = all_of(agents, states, t)
+        shardings = named(mesh, environment_specs(agents, states, mesh.size))
+        return lax.with_sharding_constraint(states, shardings)
+    specs = agent_specs(agents), MEMBERS, P()
+    spread = jax.shard_map(all_of, mesh=mesh, in_specs=specs, out_specs=MEMBERS, check_vma=False)
+    return spread(agents, states, t)
 
 
 @partial(jax.jit, static_argnames=("mesh", "episodes", "deterministic"))

@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,13 @@ import jax
 import numpy as np
 
 from jaxrl import files
+from jaxrl.parts.trees import by_name
+from jaxrl.training.exchange import Exchange
 from jaxrl.training.history import History
 from jaxrl.training.hosts import from_numpy, is_key
 from jaxrl.training.identity import ENVIRONMENT, checksum
 
-HISTORY = "history"
+HISTORY, REPLAY = "history", "replay"
 OPENINGS = 20  # how often it is tried, while a run replaces checkpoints
 WORST = -1e30  # the score of a checkpoint without a return
 
@@ -34,6 +36,21 @@ class Saved(NamedTuple):
     states: Any
     history: History
     seconds: float  # that the run had taken, without compiling
+    is_without_replay: bool = False  # where there was one, but it was not kept
+    exchanges: Sequence[Exchange] = ()  # of population-based training, so far
+
+
+class Wanted(NamedTuple):
+    """Shapes of the states that are to be read.
+
+    Attributes:
+        whole, kept: with replay memories and without; the same where there are none.
+        replay: whether to read those, where they were kept.
+    """
+
+    whole: Any
+    kept: Any
+    replay: bool
 
 
 def exists(folder: Path) -> bool:
@@ -41,22 +58,24 @@ def exists(folder: Path) -> bool:
     return any(folder.glob("*/[0-9]*"))
 
 
-def read(folder: Path, like: Any, which: str | int = "newest") -> Saved:
+def read(folder: Path, like: Any, which: str | int = "newest", kept: Any = None) -> Saved:
     """A checkpoint of a folder, while nothing or something writes to it.
 
     Args:
+        like: the shapes of the states.
+        kept: the same without replay memories, which are not read; None: there are none.
         which: "newest" that is whole; "best", the one with the highest mean return over members of
             those that are kept; or the iteration after which it was saved.
 
     Raises: ValueError where there is none, or not the one asked for.
     """
-    folder = folder.absolute()
+    folder, wanted = folder.absolute(), Wanted(like, like if kept is None else kept, replay=False)
     for _ in range(5):  # all may have been replaced by a run that goes on
         with _reading(folder) as manager:
             if which == "newest":
-                saved = newest(manager, folder, like, None)
+                saved = newest(manager, folder, wanted, None)
             else:
-                saved = _chosen(manager, folder, like, which)
+                saved = _chosen(manager, folder, wanted, which)
         if saved is not None:
             return saved
     raise ValueError(f"{folder} holds no checkpoint")
@@ -66,6 +85,12 @@ def members(folder: Path) -> int:
     """How many members a folder's checkpoints hold; 0 where there is none to be read."""
     found = _newest_about(folder)
     return len(found[1]["belongs_to"]["seeds"]) if found else 0
+
+
+def belongs_to(folder: Path) -> dict[str, Any]:
+    """What a folder's newest checkpoint belongs to (`identity`); nothing where there is none."""
+    found = _newest_about(folder)
+    return found[1]["belongs_to"] if found else {}
 
 
 def read_history(folder: Path) -> History:
@@ -165,12 +190,12 @@ def quieten() -> None:
     sys.unraisablehook = unless_orbax
 
 
-def newest(manager: Any, folder: Path, like: Any, belongs_to: Any) -> Saved | None:
+def newest(manager: Any, folder: Path, wanted: Wanted, belongs_to: Any) -> Saved | None:
     """The newest checkpoint that is whole; None where there is none, or no longer."""
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
         try:
-            return _restore(manager, folder, step, like, belongs_to)
+            return _restore(manager, folder, step, wanted, belongs_to)
         except _Foreign as error:
             raise ValueError(f"{folder}: {error}") from None
         except Exception as error:  # whatever a damaged file makes its reader raise
@@ -187,7 +212,7 @@ def newest(manager: Any, folder: Path, like: Any, belongs_to: Any) -> Saved | No
     return None
 
 
-def _chosen(manager: Any, folder: Path, like: Any, which: str | int) -> Saved | None:
+def _chosen(manager: Any, folder: Path, wanted: Wanted, which: str | int) -> Saved | None:
     """The best checkpoint, or that of an iteration; None where a run has just replaced it."""
     steps = sorted(manager.all_steps())
     step: Any = which
@@ -199,7 +224,7 @@ def _chosen(manager: Any, folder: Path, like: Any, which: str | int) -> Saved | 
             + ", ".join(map(str, steps))
         )
     try:
-        return _restore(manager, folder, step, like, None)
+        return _restore(manager, folder, step, wanted, None)
     except Exception as error:
         if _went_on(folder, steps):
             return None
@@ -213,7 +238,7 @@ def _went_on(folder: Path, steps: list[int]) -> bool:
         return set(manager.all_steps()) != set(steps)
 
 
-def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) -> Saved:
+def _restore(manager: Any, folder: Path, step: int, wanted: Wanted, belongs_to: Any) -> Saved:
     about = _about(manager, step)
     theirs, ours = about["belongs_to"], belongs_to or about["belongs_to"]
     other = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
@@ -227,36 +252,66 @@ def _restore(manager: Any, folder: Path, step: int, like: Any, belongs_to: Any) 
             "the same up to rounding",
             stacklevel=2,
         )
-    words = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if is_key(x) else x, like)
-    states = _read_states(manager, folder, step, words)
+    path = folder / str(step)
+    stored = _stored(path, "states")
+    like = wanted.whole if _named(stored) == _named(_words(wanted.whole)) else wanted.kept
+    differing = {name.split(".")[0] for name, _ in _named(stored) ^ _named(_words(like))}
+    if differing:
+        raise _Foreign(
+            "saved by another version of jaxrl, whose states differ in "
+            f"{', '.join(sorted(differing))}: they cannot be read any more"
+        )
+    arrays = by_name(_read_part(manager, step, "states", stored))
+    states = _filled(like, arrays)
     if checksum(states) != about["checksum"]:
         raise ValueError("its checksum is another")
+    is_without = like is not wanted.whole
+    if is_without and wanted.replay and (path / REPLAY).exists():
+        replay = _read_part(manager, step, REPLAY, _stored(path, REPLAY))
+        if checksum(replay) != about["replay_checksum"]:
+            raise ValueError("the checksum of its replay memory is another")
+        like, is_without = wanted.whole, False
+        states = _filled(like, arrays | by_name(replay))
     states = from_numpy(states, like)
-    return Saved(step, states, _history_until(folder, step, about), about["seconds"])
+    history = _history_until(folder, step, about)
+    exchanges = [Exchange(**entry) for entry in about.get("exchanges", [])]
+    return Saved(step, states, history, about["seconds"], is_without, exchanges)
 
 
-def _read_states(manager: Any, folder: Path, step: int, like: Any) -> Any:
-    """Saved arrays in the structure of `like`, matched by the names of fields.
+def apart(whole: Any, kept: Any) -> dict[str, Any]:
+    """By name, what is in a tree and not in what is kept of it."""
+    names = by_name(kept)
+    return {name: x for name, x in by_name(whole).items() if name not in names}
 
-    Fields that hold no array may have come or gone since. Raises _Foreign where others have.
-    """
+
+def _words(like: Any) -> Any:
+    """Shapes as they are stored: random keys as their words."""
+    return jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if is_key(x) else x, like)
+
+
+def _named(tree: Any) -> set[tuple[str, Any]]:
+    return {(name, x.shape) for name, x in by_name(tree).items()}
+
+
+def _stored(path: Path, part: str) -> Any:
+    """What a part of a checkpoint holds, as orbax describes it."""
     from orbax.checkpoint import StandardCheckpointHandler
+
+    return StandardCheckpointHandler().metadata(path / part).tree
+
+
+def _read_part(manager: Any, step: int, part: str, stored: Any) -> Any:
     from orbax.checkpoint.args import Composite, StandardRestore
 
-    def by_name(tree: Any) -> dict[str, Any]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
-
-    stored = StandardCheckpointHandler().metadata(folder / str(step) / "states").tree
-    ours, theirs = ({(k, x.shape) for k, x in by_name(tree).items()} for tree in (like, stored))
-    other = sorted({name.split(".")[0] for name, _ in ours ^ theirs})
-    if other:
-        raise _Foreign(
-            f"saved by another version of jaxrl, whose states differ in {', '.join(other)}: "
-            "they cannot be read any more"
-        )
     target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
-    arrays = by_name(manager.restore(step, args=Composite(states=StandardRestore(target))).states)
+    return manager.restore(step, args=Composite(**{part: StandardRestore(target)}))[part]
+
+
+def _filled(like: Any, arrays: dict[str, Any]) -> Any:
+    """Arrays in the structure of `like`, matched by the names of fields.
+
+    Fields that hold no array may have come or gone since.
+    """
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in by_name(like)])
 
 
@@ -282,7 +337,7 @@ def _history_until(folder: Path, iteration: int, about: dict[str, Any]) -> Histo
         if first > history.stop:
             lose(first, f"{path.parent} has a gap")
         try:
-            history = history.then(_piece(path, number, first, stop))
+            history = history.followed_by(_piece(path, number, first, stop))
         except Exception as error:  # whatever a damaged file makes its reader raise
             lose(stop, f"{path} is damaged ({type(error).__name__})")
     if history.stop < iteration:

@@ -21,12 +21,14 @@ class Schedule(NamedTuple):
         evaluations: how many, evenly spaced, the last at the end.
         episodes: of each evaluation.
         until: stop after this iteration, if that comes first.
+        every: iterations from one exchange of population-based training to the next; 0: none.
     """
 
     iterations: int
     evaluations: int = 0
     episodes: int = 64
     until: int | None = None
+    every: int = 0
 
     @property
     def last(self) -> int:
@@ -53,7 +55,12 @@ class Schedule(NamedTuple):
         wanted = max(self.share, SHORTEST * rate)
         end = t + max(1, int(min(wanted, limit)))
         evaluated = self.evaluated_at
-        return int(min([end, self.last, *evaluated[evaluated > t][:1]]))
+        exchanged = [t - t % self.every + self.every] if self.every else []
+        return int(min([end, self.last, *evaluated[evaluated > t][:1], *exchanged]))
+
+    def exchanges(self, t: int) -> bool:
+        """Whether members copy each other between iterations t - 1 and t."""
+        return self.every > 0 and t > 0 and t % self.every == 0
 
     @property
     def evaluated_at(self) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -28,6 +28,11 @@ class Lin(NamedTuple):
     def sample(self, rng: np.random.Generator) -> float:
         return float(rng.uniform(self.low, self.high))
 
+    def perturbed(self, value: float, up: bool) -> float:
+        """A fifth of the range up or down, no further than its ends."""
+        step = (self.high - self.low) / 5
+        return min(max(value + (step if up else -step), self.low), self.high)
+
 
 class Log(NamedTuple):
     """`num` values evenly spaced in their logarithm; in a random search, log-uniform."""
@@ -41,6 +46,10 @@ class Log(NamedTuple):
 
     def sample(self, rng: np.random.Generator) -> float:
         return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
+
+    def perturbed(self, value: float, up: bool) -> float:
+        """Times 1.2 or 0.8, as in Jaderberg et al. (2017), no further than the range's ends."""
+        return min(max(value * (1.2 if up else 0.8), self.low), self.high)
 
 
 MOST = 100_000  # settings of a sweep, and members
@@ -112,6 +121,18 @@ def settings_of(
         if is_empty:
             raise ValueError(f"{name}: the grid is empty")
     return grid(space) if random is None else random_search(space, random, seed)
+
+
+def whole_numbers(agent: Agent, names: Iterable[str]) -> set[str]:
+    """Those of the fields and `env.NAME` parameters that are whole numbers."""
+    declared = {h.name for h in agent.hyperparameters() if h.type is int}
+
+    def is_whole(name: str) -> bool:
+        if not name.startswith("env."):
+            return name in declared
+        return np.asarray(getattr(agent.env_params, name[4:], 0.0)).dtype.kind in "iu"
+
+    return {name for name in names if is_whole(name)}
 
 
 def override(agent: Agent, changes: Mapping[str, Any]) -> Agent:

@@ -1,18 +1,22 @@
 """Where the progress of a run goes while it runs: JSON lines, TensorBoard, Weights & Biases.
 
-Each is a callback: `jaxrl.train(agent, callbacks=[jaxrl.sinks.JsonLines(path)])`. TensorBoard and
-Weights & Biases take one member, or the members' means.
+Each is a callback: `jaxrl.train(agent, callbacks=[jaxrl.sinks.JsonLines(path)])`. TensorBoard takes
+one member, or the members' means; Weights & Biases a run for each member.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxrl import files
 from jaxrl.training.callbacks import Callback, Progress
+
+MOST_RUNS = 100  # of Weights & Biases, for the members of one sweep
 
 
 class JsonLines(Callback):
@@ -70,37 +74,76 @@ class TensorBoard(Callback):
 
 
 class Wandb(Callback):
-    """Scalars over a member's environment steps, as a run of Weights & Biases.
+    """Scalars over each member's environment steps, as runs of Weights & Biases: one per member.
+
+    The runs of a sweep are one group, where Weights & Biases averages over whatever they share.
 
     Args:
         project, config: as `wandb.init` takes them; `options` are more of its arguments. With
             `mode="offline"`, or WANDB_MODE=offline, nothing is sent.
-        member: a number of the sweep's table; None: means over the members of each batch, named
-            "BATCH/metric" but for the first.
+        member: a number of the sweep's table: a run for this member alone.
+        table: what sets each member apart, as a population's `table` has it; it joins the member's
+            `config`. The runs are then begun at once, otherwise with the first chunk.
+        id: what the runs' ids begin with. A resumed sweep with the same id goes on with the same
+            runs; None: new ones.
 
-    Raises: ValueError where wandb is not installed.
+    Raises: ValueError where wandb is not installed, or the table has more than MOST_RUNS members.
     """
 
     def __init__(
         self,
         project: str,
-        config: dict[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
         member: int | None = None,
+        *,
+        table: Sequence[Mapping[str, Any]] = (),
+        id: str | None = None,
         **options: Any,
     ) -> None:
-        self.member = member
-        self.run = _needed("wandb", "wandb").init(project=project, config=config, **options)
-        self.run.define_metric("*", step_metric="env_steps")
+        self.wandb = _needed("wandb", "wandb")
+        if member is None and len(table) > MOST_RUNS:
+            raise ValueError(
+                f"Weights & Biases: {len(table):,} members are too many for a run each (at most "
+                f"{MOST_RUNS}); choose one (member=I, --log-member I)"
+            )
+        self.project, self.config, self.member = project, dict(config or {}), member
+        self.id, self.options = id or secrets.token_hex(4), options
+        self.runs: dict[int, Any] = {}
+        for number, row in enumerate(table):
+            if member in (None, number):
+                self._begin(number, row)
+
+    def _begin(self, number: int, row: Mapping[str, Any]) -> None:
+        """Begin the run of a member, or go on with the one of its id. The first one says where."""
+        settings = self.wandb.Settings(silent=bool(self.runs), console="off")
+        arguments = {
+            "id": f"{self.id}-{number}",
+            "name": " ".join(f"{name}={value}" for name, value in row.items()),
+            "group": self.id,
+            "resume": "allow",
+            "reinit": "create_new",
+            "settings": settings,
+        }
+        run = self.wandb.init(
+            project=self.project,
+            config={**self.config, **row, "member": number},
+            **(arguments | self.options),
+        )
+        run.define_metric("*", step_metric="env_steps")
+        self.runs[number] = run
 
     def __call__(self, progress: Progress, states: Any | None) -> None:
-        scalars = _scalars(progress, self.member)
-        before = "" if progress.batch == 0 or self.member is not None else f"{progress.batch}/"
-        if scalars:
-            named = {before + name: value for name, value in scalars.items()}
-            self.run.log({"env_steps": _steps(progress), **named})
+        for row, number in enumerate(progress.members):
+            if self.member not in (None, number):
+                continue
+            if number not in self.runs:
+                self._begin(number, {"seed": progress.seeds[row]} if progress.seeds else {})
+            if scalars := _scalars(progress, number):
+                self.runs[number].log({"env_steps": _steps(progress), **scalars})
 
     def close(self) -> None:
-        self.run.finish()
+        for run in self.runs.values():
+            run.finish()
 
 
 def _scalars(progress: Progress, member: int | None) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import numbers
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,14 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.agent import Agent
+from jaxrl.files import existing
 from jaxrl.parts.trees import nbytes
 from jaxrl.training import hosts
 from jaxrl.training.batches import Batch, train_batch
 from jaxrl.training.callbacks import Callback, OnNaN, Progress, closing, guarded
 from jaxrl.training.checkpoint import Checkpoints
-from jaxrl.training.engine import needed_bytes
+from jaxrl.training.engine import needed_bytes, shapes
 from jaxrl.training.members import shared_arrays, stack_agents
-from jaxrl.training.memory import Plan, available, plan
+from jaxrl.training.memory import Plan, available, plan, readable
+from jaxrl.training.meter import metered
 from jaxrl.training.population import Population, Run
 from jaxrl.training.schedule import Schedule
 from jaxrl.training.search import Space, override, require_few, settings_of
@@ -42,6 +46,7 @@ def sweep(
     on_nan: str = "report",
     data_parallel: bool = False,
     record: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> Population:
     """Train every setting with every seed, in one program per distinct static setting.
 
@@ -53,7 +58,8 @@ def sweep(
         seeds: how many (0..n-1), or which.
         random: draw this many settings instead of the grid.
         search_seed: of what is drawn: another one, other settings.
-        batch_size: train at most this many members at once, one batch after the other.
+        batch_size: train at most this many members at once, one batch after the other. One, where
+            the environment steps on the host.
         memory: bytes that a program may take on the local devices together, on a CPU with what a
             save copies; None: what they have.
             Members that do not fit train in the largest batches that do, and the replay memories of
@@ -69,6 +75,8 @@ def sweep(
         data_parallel: members train one after the other, the environments of each spread over the
             local devices: for runs that are large, not many.
         record: names in the environment's `info` that are summed over each episode and shown.
+        progress: show a bar, in a terminal or a notebook, and what is announced above it;
+            elsewhere a few lines on standard error.
 
     Raises:
         ValueError: an unknown name, a value outside its range, an empty axis, no members, an
@@ -84,21 +92,33 @@ def sweep(
         raise ValueError(f"search_seed={search_seed}: must be at least 0")
     own = [*guarded(callbacks), OnNaN(on_nan)]
     size = 1 if data_parallel else batch_size
-    announce = announce or (lambda line: None)
+    if size is None and getattr(agent.env, "on_host", False):
+        size = 1
+
+    def say(line: str) -> None:
+        if announce is not None:
+            announce(line)
+        elif meter is not None:
+            meter.announce(line)
 
     def size_of(members: list[Member], number: int) -> tuple[int, float]:
-        if size is not None:
-            return size, 0.0
-        limit = available() if memory is None else memory
-        schedule = Schedule(members[0].agent.num_iterations, evaluations, episodes)
-        return _largest_batch(members, number, limit, schedule, checkpoints, announce)
+        chosen, seconds = size, 0.0
+        if chosen is None:
+            limit = available() if memory is None else memory
+            schedule = Schedule(members[0].agent.num_iterations, evaluations, episodes)
+            chosen, seconds = _largest_batch(members, number, limit, schedule, checkpoints, say)
+        if checkpoints and (line := _disk_line(members, chosen, checkpoints)):
+            say(line)
+        return chosen, seconds
 
     trained: list[tuple[list[int], Run]] = []
-    with closing(own):
-        members = _members(agent, settings_of(space, random, search_seed), seeds)
+    with closing(own), contextlib.ExitStack() as stack:
+        members = members_of(agent, settings_of(space, random, search_seed), seeds)
+        meter = stack.enter_context(metered(progress, _total_steps(members)))
+        own = [*guarded([meter] if meter else []), *own]
         programs = by_program([member.agent for member in members])
         for line in _announcements(members, programs):
-            announce(line)
+            say(line)
         for batch in _batches(members, programs, size_of):
             schedule = Schedule(batch.agents.num_iterations, evaluations, episodes)
             folder = checkpoints.of_batch(batch.number) if checkpoints else None
@@ -124,7 +144,7 @@ class Member(NamedTuple):
         return {**self.setting, "seed": self.seed}
 
 
-def _members(
+def members_of(
     agent: Agent, settings: list[dict[str, Any]], seeds: int | Sequence[int]
 ) -> list[Member]:
     """Every setting with every seed, seeds fastest."""
@@ -138,6 +158,10 @@ def _members(
     return [
         Member(override(agent, setting), setting, seed) for setting in settings for seed in roots
     ]
+
+
+def _total_steps(members: list[Member]) -> int:
+    return sum(m.agent.num_iterations * m.agent.steps_per_iteration for m in members)
 
 
 def by_program(agents: list[Agent]) -> list[list[int]]:
@@ -173,6 +197,25 @@ def _batches(
             seeds = [members[i].seed for i in chosen]
             yield Batch(number, chosen, agents, seeds, len(rows), compile_seconds)
             number, compile_seconds = number + 1, 0.0
+
+
+def _disk_line(members: list[Member], size: int, checkpoints: Checkpoints) -> str:
+    """What the checkpoints of a program take on the disk, in a line; "" where it is not much."""
+    agents = stack_agents([member.agent for member in members])
+    states = shapes(agents, len(members))
+    whole, kept = nbytes(states), nbytes(agents.without_replay(states))
+    at_once = min(size, len(members)) / len(members)
+    # While one is written the newest are there still, and so is the best, but for its replay.
+    during = (checkpoints.keep + 1) * (kept + at_once * (whole - kept)) + kept
+    after = (checkpoints.keep + 1) * (whole if checkpoints.keep_replay else kept)
+    if max(during, after) < WORTH_A_LINE:
+        return ""
+    free = shutil.disk_usage(existing(checkpoints.folder)).free
+    line = f"disk: checkpoints take up to {readable(during)} during training, {readable(after)} "
+    return f"{line}afterwards ({readable(free)} free)"
+
+
+WORTH_A_LINE = 2**30  # bytes
 
 
 def _largest_batch(

@@ -19,6 +19,7 @@ from jaxrl.training.checkpoint import Checkpoints, Saved
 from jaxrl.training.history import History
 from jaxrl.training.loop import iterate
 from jaxrl.training.members import stack, stack_agents
+from jaxrl.training.meter import metered
 from jaxrl.training.population import Run
 from jaxrl.training.schedule import Schedule
 
@@ -51,6 +52,7 @@ def train(
     on_nan: str = "report",
     data_parallel: bool = False,
     record: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> Run:
     """Train one agent for `agent.total_steps` steps.
 
@@ -72,6 +74,7 @@ def train(
             `jaxrl.sweep`.
         data_parallel: spread the environments over the local devices; gradients are of all of them.
         record: names in the environment's `info` that are summed over each episode and shown.
+        progress: show a bar, in a terminal or a notebook; elsewhere a few lines on standard error.
 
     Raises:
         ValueError: an unknown `on_nan`; `start` has nothing left to do; checkpoints of another run,
@@ -80,7 +83,9 @@ def train(
     if record is not None:
         agent = agent.replace(record=tuple(record))
     own = [*guarded(callbacks), OnNaN(on_nan)]
-    with closing(own):
+    total_steps = agent.num_iterations * agent.steps_per_iteration
+    with closing(own), metered(progress, total_steps) as meter:
+        own = [*guarded([meter] if meter else []), *own]
         saved = None if start is None else _saved(agent, start)
         batch = Batch(0, [0], stack_agents([agent]), [int(seed)])
         schedule = Schedule(agent.num_iterations, evaluations, episodes, until)
@@ -101,8 +106,9 @@ def _saved(agent: Agent, start: Run) -> Saved:
         return Saved(0, stack([state]), History.empty(1, 0), 0.0)
     if given == without != whole:
         raise ValueError(
-            f"{agent.name}: its replay memory was not kept (its population did not fit into "
-            "memory at once): continue from its checkpoint"
+            f"{agent.name}: its replay memory was not kept (it was read from the checkpoint of a "
+            "run that has ended, or its population did not fit into memory at once): continue "
+            "from its checkpoint"
         )
     first, taken = int(start.iteration), agent.env_steps(start.state)
     if first >= agent.num_iterations or (taken is not None and taken >= agent.total_steps):

@@ -12,6 +12,7 @@ import pytest
 from gymnax.environments import spaces
 
 import envs_jax
+from jaxrl import masks
 
 GYMNAX = [id for id in envs_jax.list_envs() if "/" not in id]
 # Their games take long to compile; Breakout stands for them in the fast tests.
@@ -88,7 +89,7 @@ def check_types(env, params):
         assert not any(weak for *_, weak in types((obs, state, reward, info, params)))
         assert (reward.shape, reward.dtype) == ((), jnp.float32)
         assert all((flag.shape, flag.dtype) == ((), jnp.bool) for flag in flags)
-    space = env.observation_space(params)
+    space, (obs, _) = env.observation_space(params), masks.split(obs)
     assert (obs.shape, obs.dtype) == (space.shape, space.dtype)
     assert obs.dtype == (jnp.int32 if isinstance(space, spaces.Discrete) else jnp.float32)
     for leaf in jax.tree.leaves(params):
@@ -104,7 +105,8 @@ def check_time_limit(data, limit):
         done = data["terminated"][:, t] | data["truncated"][:, t]
         clock[done] = 0
         np.testing.assert_array_equal(data["time"][:, t], clock)
-        np.testing.assert_array_equal(data["final"][~done, t], data["after"][~done, t])
+        final, after = (masks.split(data[name])[0] for name in ("final", "after"))
+        np.testing.assert_array_equal(final[~done, t], after[~done, t])
 
 
 @pytest.mark.parametrize(

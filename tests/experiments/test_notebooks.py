@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom."""
+"""The notebooks run from top to bottom, and what their text says of their pictures is so."""
 
 from pathlib import Path
 
@@ -8,10 +8,50 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# What is run after a notebook's own cells, with their names.
+CLAIMS = {
+    "quickstart": """
+metrics = run.history.metrics
+assert metrics["episode_return"][0] < 40
+assert np.nanmax(metrics["episode_return"]) == 500
+assert metrics["entropy"][0] > 0.68  # log 2 is 0.69
+assert metrics["entropy"][-1] < 0.6
+assert np.nanmax(metrics["explained_variance"]) <= 1
+assert (final[3:] > 490).all()
+assert np.nanmean(curves[0].returns[:, -10:]) < 350
+assert np.abs(observations[:, 2]).max() < 0.21
+assert np.abs(observations[:, 0]).max() < 2.4
+""",
+    "two_peaks": """
+rows = {n: [measure(x, t) for x, t in zip(a, temperatures)] for n, a in actions.items()}
+distances = {n: [row["total_variation_to_boltzmann"] for row in r] for n, r in rows.items()}
+lesser = {n: [row["lesser_peak_share"] for row in r] for n, r in rows.items()}
+assert min(lesser["sac"]) > 0.4  # it lies across both
+assert min(distances["sac"]) > 0.3
+assert max(distances["mixturesac"]) < 0.1  # it follows the density
+assert lesser["softgac"][0] < 0.05  # one peak
+assert 0.1 < lesser["softgac"][1] < 0.45  # it leans to one
+assert distances["softgac"][1] > distances["mixturesac"][1] + 0.1  # it spreads further
+""",
+    "own_environment": """
+returns_seen = history.metrics["episode_return"][history.metrics["episodes"] > 0]
+fuel = history.metrics["episode_fuel"][history.metrics["episodes"] > 0]
+assert returns_seen[0] < 20
+assert returns_seen[-10:].mean() > 85
+assert fuel[-10:].mean() > fuel[0]
+by_rate = returns.mean(axis=1).reshape(4, 3)
+assert (by_rate[3] > by_rate[0] + 20).all()
+assert (by_rate[3] > 85).all()
+assert np.abs(positions[:, 40:]).max() < 0.15
+""",
+}
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda p: p.stem)
-def test_notebook_runs(path, monkeypatch):
+def test_notebook_runs_and_shows_what_it_says(path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    NotebookClient(nbformat.read(path, as_version=4), timeout=600).execute()
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(CLAIMS[path.stem]))
+    NotebookClient(notebook, timeout=600).execute()

@@ -3,9 +3,11 @@
 import contextlib
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import agents
@@ -16,14 +18,26 @@ from envs_jax import datasets
 ROOT = Path(__file__).parents[2]
 
 
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+READMES = ["README.md", "agents/README.md", "envs_jax/README.md"]
+GUIDES = [p.relative_to(ROOT).as_posix() for p in sorted(ROOT.glob("docs/**/*.md"))]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "agents/README.md", "envs_jax/README.md"])
+@pytest.mark.parametrize(
+    "page", READMES + [page for page in GUIDES if PYTHON.search((ROOT / page).read_text())]
+)
 def test_python_of_the_pages(page):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    blocks = PYTHON.findall((ROOT / page).read_text())
     assert blocks
-    names: dict[str, object] = {"__name__": "page"}
+    names: dict[str, Any] = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+    if page == "README.md":  # its agents learn, and so does the one that is written out
+        assert names["returns"].max() > 400
+    if page == "agents/README.md":
+        assert np.nanmean(names["returns"][-10:]) > 5 * names["returns"][0]
+        assert names["evaluation"].returns.mean() > 300
 
 
 def test_readme_is_short_and_starts_with_code():
@@ -33,7 +47,7 @@ def test_readme_is_short_and_starts_with_code():
 
 
 def test_links_and_files_of_the_pages_exist():
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]  # `make docs` checks those of docs/
     missing, count = [], 0
     for page in pages:
         text = page.read_text()

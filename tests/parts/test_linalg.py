@@ -10,7 +10,16 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from jaxrl.parts.linalg import cg, cho_solve, cholesky, qr, solve_triangular
+from jaxrl.parts.linalg import (
+    cg,
+    cho_solve,
+    cholesky,
+    gauss_newton,
+    hessian_product,
+    qr,
+    solve_triangular,
+    truncated_cg,
+)
 
 PRECISIONS = ("float32", "float64")
 SIZES = (1, 2, 7)
@@ -135,6 +144,53 @@ def test_cg_of_a_pytree_stops_and_does_nothing_for_zero():
     np.testing.assert_allclose(products(b, 1)["b"], 8 * length, rtol=1e-6)
     zero = products(jax.tree.map(jnp.zeros_like, b), 10)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(zero))
+
+
+def test_truncated_cg_solves_where_it_can_and_ascends_elsewhere(dtype):
+    solve = jax.jit(lambda a, b: truncated_cg(lambda x: a @ x, b, 21, 1e-12))
+    a, b = definite(7, dtype), normal(7, dtype=dtype)
+    x, negative = solve(a, b)
+    assert not negative
+    expected = np.linalg.solve(exact(a), exact(b))
+    np.testing.assert_allclose(x, expected, rtol=1e-3 if dtype == "float32" else 1e-10)
+    eigenvalues, basis = np.linalg.eigh(exact(a))
+    indefinite = jnp.asarray(basis * (eigenvalues - 0.3) @ basis.T, dtype)
+    x, negative = solve(indefinite, b)
+    assert negative
+    assert exact(b) @ exact(x) > 0
+    # Of a negative definite matrix nothing is known but the right-hand side.
+    x, negative = solve(-a, b)
+    np.testing.assert_array_equal(x, b)
+    assert negative
+    x, negative = solve(a, jnp.zeros_like(b))
+    assert not np.any(x)
+    assert not negative
+
+
+def test_curvature_products_are_those_of_explicit_matrices(dtype):
+    inputs, weights = normal(9, 3, dtype=dtype), normal(3, 2, dtype=dtype, seed=2)
+
+    def outputs(w):
+        return jnp.tanh(inputs @ w)
+
+    def loss(y):
+        return jnp.sum(jnp.exp(y) + y[:, :1] * y[:, 1:])
+
+    @jax.jit  # one program
+    def compute(v):
+        flat = weights.ravel()
+        jacobian = jax.jacobian(lambda w: outputs(w.reshape(3, 2)).ravel())(flat)
+        inner = jax.hessian(lambda y: loss(y.reshape(9, 2)))(outputs(weights).ravel())
+        whole = jax.hessian(lambda w: loss(outputs(w.reshape(3, 2))))(flat)
+        return (
+            (gauss_newton(outputs, loss, weights)(v).ravel(), jacobian.T @ inner @ jacobian),
+            (hessian_product(lambda w: loss(outputs(w)), weights)(v).ravel(), whole),
+        )
+
+    v = normal(3, 2, dtype=dtype, seed=3)
+    for product, matrix in compute(v):
+        tolerance = 1e-12 if dtype == "float64" else 1e-4
+        np.testing.assert_allclose(product, matrix @ v.ravel(), atol=tolerance)
 
 
 def test_bad_shapes_are_refused_in_one_line():

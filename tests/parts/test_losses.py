@@ -7,7 +7,10 @@ import pytest
 
 from jaxrl.parts.losses import (
     action_value,
+    beyond_clip,
     expectile_loss,
+    keep_probability,
+    kept_by_noise,
     q_targets,
     softmax_cloning_loss,
     td_target,
@@ -87,3 +90,64 @@ def test_softmax_weights_are_those_of_a_loop_and_do_not_see_an_offset():
         np.testing.assert_allclose(largest, weight.max(), rtol=1e-4)
     flow = jax.grad(lambda a: softmax_cloning_loss(jnp.asarray(log_prob), a)[0])(advantage)
     np.testing.assert_array_equal(flow, np.zeros(8))
+
+
+# Clipping ---------------------------------------------------------------------------------------
+
+LOW, HIGH, NOISE = 0.2, 0.28, 0.2
+
+
+def test_beyond_the_clip_range_the_surrogate_is_flat():
+    ratio, advantage = jnp.linspace(0.5, 1.6, 56), jnp.array([[-1.5], [0.0], [2.0]])
+
+    def surrogate(ratio, advantage):
+        clipped = jnp.clip(ratio, 1 - LOW, 1 + HIGH)
+        return jnp.minimum(ratio * advantage, clipped * advantage)
+
+    slope = jax.vmap(jax.vmap(jax.grad(surrogate), (0, None)), (None, 0))(ratio, advantage[:, 0])
+    beyond = beyond_clip(ratio, advantage, LOW, HIGH)
+    np.testing.assert_array_equal(slope[::2] == 0, beyond[::2])
+    assert not beyond[1].any()
+
+
+def test_keep_probabilities_are_those_of_a_table():
+    """For e = delta = 0.2 and A > 0; and by hand for A < 0, where u >= 0.8 / r keeps."""
+    ratio = jnp.array([1.25, 1.3, 1.4, 1.5, 1.6, 1.1, 0.5])
+    expected = [0.4, 0.3077, 0.1429, 0, 0, 0, 0]
+    actual = keep_probability(ratio, jnp.ones(7), 0.2, 0.2, 0.2)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    ratio = jnp.array([0.79, 0.7, 0.66, 0.9, 1.5])
+    expected = [(1.2 - 0.8 / r) / 0.4 for r in (0.79, 0.7)] + [0, 0, 0]
+    actual = keep_probability(ratio, -jnp.ones(5), 0.2, 0.2, 0.2)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+def test_noise_keeps_as_often_as_it_should():
+    """Also with other limits above than below; never in the range, never far beyond it."""
+    ratio = jnp.linspace(0.55, 1.75, 49)
+    for sign in (-1.0, 0.0, 1.0):
+        advantage = jnp.full(49, sign)
+        keys = jax.random.split(KEY, 4000)
+        draws = jax.vmap(lambda k, a=advantage: kept_by_noise(k, ratio, a, LOW, HIGH, NOISE))(keys)
+        p = np.asarray(keep_probability(ratio, advantage, LOW, HIGH, NOISE))
+        error = np.sqrt(p * (1 - p) / len(keys))
+        assert (np.abs(np.asarray(draws).mean(axis=0) - p) <= 4.5 * error).all()
+        assert ((p > 0.05).sum() > 3) == (sign != 0)
+
+
+def test_without_noise_nothing_is_kept():
+    """Not even where rounding takes a ratio to the edge of the range."""
+    for sign, edge in ((1.0, 1 + HIGH), (-1.0, 1 - LOW)):
+        ratio = jnp.full(3, edge) * (1 + sign * jnp.array([1e-7, 1e-6, 0.1]))
+        advantage = jnp.full(3, sign)
+        assert beyond_clip(ratio, advantage, LOW, HIGH).any()
+        np.testing.assert_array_equal(keep_probability(ratio, advantage, LOW, HIGH, 0.0), 0)
+        assert not kept_by_noise(KEY, ratio, advantage, LOW, HIGH, 0.0).any()
+
+
+def test_no_gradient_flows_into_what_is_kept():
+    ratio, advantage = jnp.array([1.35, 0.75]), jnp.array([1.0, -1.0])
+    share = keep_probability(ratio, advantage, LOW, HIGH, NOISE)
+    assert ((share > 0) & (share < 1)).all()
+    slope = jax.grad(lambda r: keep_probability(r, advantage, LOW, HIGH, NOISE).sum())(ratio)
+    np.testing.assert_array_equal(slope, np.zeros(2))

@@ -10,6 +10,7 @@ import scipy.stats
 
 from jaxrl.parts.optimize import (
     MISSING,
+    epoch_keys,
     learn_if,
     linear_schedule,
     mean_over_steps,
@@ -81,6 +82,19 @@ def test_each_epoch_visits_every_row_once_in_a_new_order():
     assert not (epochs[0] == epochs[1]).all()
     assert not (epochs[1] == epochs[2]).all()
     np.testing.assert_array_equal(seen["twice"], 2 * seen["row"])
+
+
+def test_updates_that_draw_have_a_key_each_and_the_same_minibatches():
+    def update(carry, rows, *key):
+        return carry, (rows, *(jax.random.key_data(k) for k in key))
+
+    key, rows = jax.random.key(0), jnp.arange(12)
+    _, (plain,) = minibatch_epochs(key, update, (), rows, 3, 4)
+    _, (seen, keys) = minibatch_epochs(key, update, (), rows, 3, 4, keyed=True)
+    np.testing.assert_array_equal(seen, plain)
+    shuffling = jax.random.key_data(epoch_keys(key, 3))
+    words = np.concatenate([np.asarray(keys).reshape(12, -1), shuffling])
+    assert len(np.unique(words, axis=0)) == 15
 
 
 def test_linear_schedule():

@@ -1,4 +1,4 @@
-"""Confidence intervals and the binning of training episodes."""
+"""Confidence intervals and the binning of training episodes; `test_bootstraps` has the others."""
 
 import numpy as np
 import pytest
@@ -103,3 +103,24 @@ def test_unknown_figure_format(tmp_path):
     figure = plots.learning_curves(_curves([0]))
     with pytest.raises(ValueError, match=r"curve\.xyz.*png"):
         plots.save(figure, tmp_path / "curve.xyz")
+
+
+def test_bands_of_few_runs_are_what_was_seen():
+    steps, returns = np.arange(3.0), np.array([[0.0, 5.0, np.nan], [1.0, 9.0, 4.0]])
+    axes = plots.learning_curves([plots.Curve("", steps, returns)]).axes[0]
+    (band,) = axes.collections
+    expected = {(0, 0), (1, 5), (2, 4), (0, 1), (1, 9)}
+    assert set(map(tuple, band.get_paths()[0].vertices.tolist())) == expected
+    assert axes.get_title("right") == "bands: range of the runs"
+
+    returns = np.arange(5.0)[:, None] * np.ones(3)
+    axes = plots.learning_curves([plots.Curve("", steps, returns)]).axes[0]
+    (band,) = axes.collections
+    heights = np.unique(np.round(band.get_paths()[0].vertices[:, 1], 6))
+    np.testing.assert_allclose(heights, np.ravel(mean_ci(returns[:, 0])[1:]), atol=1e-5)
+    assert axes.get_title("right") == "bands: 95 % t interval of the mean"
+
+
+def test_a_single_run_has_no_band_to_explain():
+    axes = plots.learning_curves([plots.Curve("", np.arange(3.0), np.ones((1, 3)))]).axes[0]
+    assert axes.get_title("right") == ""

@@ -178,7 +178,7 @@ def test_what_could_not_be_saved_is_saved_the_next_time():
         def due(self):
             return False
 
-        def save(self, iteration, states, history, score, seconds, env_steps):
+        def save(self, iteration, states, history, score, reached, has_ended):
             self.saves = (*self.saves, (iteration, history.first, history.stop, score))
             return self.works
 

@@ -154,3 +154,58 @@ def test_steps_of_lost_iterations_lie_on_a_line():
     np.testing.assert_array_equal(
         history.interpolated([2, 3, 4, 5], [12, 16]).env_steps[1], [2, 4, 7, 10, 13, 16]
     )
+
+
+def scored(returns, episodes, evaluated=None):
+    """Of two members."""
+    returns = np.array(returns, np.float32)
+    metrics = {"episode_return": returns, "episodes": np.array(episodes)}
+    evaluations = {} if evaluated is None else {"returns": np.array(evaluated, float)}
+    evaluations |= {} if evaluated is None else {"env_steps": np.ones(np.shape(evaluated)[:2])}
+    return History(np.ones(returns.shape), metrics, evaluations, np.full(2, nan))
+
+
+def test_returns_since_an_iteration_weigh_episodes_alike():
+    there = scored([[1, 4, nan, 7], [nan, 2, nan, nan]], [[1, 3, 0, 1], [0, 5, 0, 0]])
+    np.testing.assert_allclose(there.returns_since(0), [20 / 5, 2])
+    np.testing.assert_allclose(there.returns_since(1), [19 / 4, 2])
+    np.testing.assert_array_equal(there.returns_since(2), [7, nan])
+    np.testing.assert_array_equal(there.returns_since(4), [nan, nan])
+    lost = there._replace(diverged_at=np.array([nan, 1.0]))
+    np.testing.assert_array_equal(lost.returns_since(0), [4, -inf])
+    later = there._replace(first=10)  # one that does not begin with the run
+    np.testing.assert_array_equal(later.returns_since(12), [7, nan])
+
+
+def test_without_training_episodes_the_newest_evaluation_counts():
+    there = scored([[1.0], [1.0]], [[1], [1]], [[[0, 2], [4, 8]], [[9, 9], [1, nan]]])
+    np.testing.assert_array_equal(there._replace(metrics={}).returns_since(0), [6, 1])
+    np.testing.assert_array_equal(there.returns_since(0), [1, 1])  # where there are, they do
+    nothing = there._replace(metrics={}, evaluations={})
+    np.testing.assert_array_equal(nothing.returns_since(0), [nan, nan])
+
+
+def test_members_are_chosen_and_mended():
+    _, _, whole = history()
+    turned = whole.rows(np.array([1, 0]))
+    np.testing.assert_array_equal(turned.env_steps, whole.env_steps[::-1])
+    np.testing.assert_array_equal(turned.metrics["loss"], whole.metrics["loss"][::-1])
+    np.testing.assert_array_equal(turned.evaluations["cost"], whole.evaluations["cost"][::-1])
+    np.testing.assert_array_equal(turned.diverged_at, [nan, 3])
+    mended = whole.mended(np.array([True, False]))
+    np.testing.assert_array_equal(mended.diverged_at, [nan, nan])
+    again = mended.then(chunk(5, [[48], [-1]], [[7], [nan]], score=[[1], [nan]]))
+    assert again.metrics["loss"][0, -1] == 7  # it counts again
+    assert np.isnan(again.metrics["loss"][0, 3:5]).all()  # but not for the time before
+
+
+def test_pieces_of_a_file_know_who_is_finite():
+    """A member that was mended in between stays so."""
+    _, _, whole = history()
+    mended = whole.mended(np.array([True, False]))
+    later = mended.then(chunk(5, [[48], [-1]], [[7], [nan]], score=[[1], [nan]])).after(mended)
+    joined = whole.followed_by(later)
+    np.testing.assert_array_equal(joined.diverged_at, [nan, nan])
+    assert joined.metrics["loss"][0, -1] == 7
+    with pytest.raises(ValueError, match="cannot go on"):
+        whole.followed_by(later._replace(first=9))

@@ -127,3 +127,20 @@ def test_of_one_process_everything_is_its_own():
     assert words["key"].shape == (3, 2)
     back = hosts.from_numpy(words, tree)
     assert (back["key"] == tree["key"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["halving", "pbt"])
+def test_a_search_over_two_processes_is_that_of_one(method, tmp_path):
+    words = ["sweep", "tests.training.tuned:Tuned", "tests.probes:ActionChoice", "--steps", "160"]
+    words += {
+        "halving": ["rate=log:1e-6:1e-1:11", "--halving", "3"],
+        "pbt": ["rate=log:1e-5:1", "--random", "5", "--pbt", "0.4", "--pbt-every", "16"],
+    }[method]
+    words += ["--episodes", "2"]
+    alone = start([*words, "--out", str(tmp_path / "alone")], tmp_path / "alone.log")
+    assert alone.wait(timeout=120) == 0
+    both, logs = start_two([*words, "--out", str(tmp_path / "both")], tmp_path)
+    assert [process.wait(timeout=120) for process in both] == [0, 0], logs[1].read_text()
+    for name, values in arrays(tmp_path / "alone").items():
+        np.testing.assert_allclose(arrays(tmp_path / "both")[name], values, rtol=1e-6, err_msg=name)

@@ -80,3 +80,15 @@ def test_where_it_ends_changes_nothing_before():
     assert sum(cut) == 455
     assert cut[:-1] == whole[: len(cut) - 1]
     assert Schedule(1000, until=2000).last == 1000
+
+
+@pytest.mark.parametrize("rate", [math.inf, 1.0, 1e6])
+def test_members_copy_each_other_between_chunks(rate):
+    schedule = Schedule(100, evaluations=3, every=7)
+    t, ends = 0, []
+    while t < schedule.last:
+        t = schedule.stop(t, rate)
+        ends.append(t)
+    assert {7 * k for k in range(1, 15)} | {33, 67, 100} <= set(ends)
+    assert [t for t in range(101) if schedule.exchanges(t)] == [7 * k for k in range(1, 15)]
+    assert not any(Schedule(100).exchanges(t) for t in range(101))

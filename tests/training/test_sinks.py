@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from jaxrl.training.sinks import JsonLines, TensorBoard, Wandb
 from tests.training.test_sweep import toy
 
 SPACE = {"rate": [0.1, 0.5], "num_steps": [4, 2]}
+MEMBERS = [(rate, n, seed) for rate in (0.1, 0.5) for n in (4, 2) for seed in (0, 1)]
 
 
 def sweep(sink):
@@ -73,15 +75,97 @@ def records(path):
             message = b""
 
 
+class FakeWandb:
+    """Keeps what it is given, as wandb's module does."""
+
+    Settings = dict
+
+    def __init__(self):
+        self.begun = []
+
+    def init(self, **arguments):
+        run = FakeRun(arguments)
+        self.begun.append(run)
+        return run
+
+
+class FakeRun:
+    def __init__(self, arguments):
+        self.arguments, self.logged, self.finished = arguments, [], 0
+
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "env_steps")
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self):
+        self.finished += 1
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_wandb_has_a_run_for_each_member(fake_wandb):
+    rows = [{"rate": rate, "num_steps": n, "seed": s} for rate, n, s in MEMBERS]
+    sink = Wandb("test", {"env": "Toy"}, table=rows, id="mine", group="sweep")
+    assert len(fake_wandb.begun) == 8  # before anything is trained
+    population = sweep(sink)
+    assert population.table == rows
+    for i, run in enumerate(fake_wandb.begun):
+        arguments = run.arguments
+        assert arguments["config"] == {"env": "Toy", **rows[i], "member": i}
+        assert (arguments["id"], arguments["group"]) == (f"mine-{i}", "sweep")
+        assert (arguments["resume"], arguments["reinit"]) == ("allow", "create_new")
+        assert arguments["settings"]["silent"] == (i > 0)
+        weights = population.history.metrics["weight"][i]
+        weights = weights[np.isfinite(weights)]
+        np.testing.assert_allclose([x["weight"] for x in run.logged], weights, rtol=1e-6)
+        assert run.logged[-1]["env_steps"] == 40
+        assert run.finished == 1
+
+
+def test_wandb_begins_runs_as_members_come_and_goes_on_with_an_id(fake_wandb):
+    ids = []
+    for id in ("same", "same", None, None):
+        fake_wandb.begun = []
+        jaxrl.train(toy(iterations=2), seed=7, callbacks=[Wandb("test", id=id)])
+        (run,) = fake_wandb.begun
+        assert run.arguments["config"] == {"seed": 7, "member": 0}
+        ids.append(run.arguments["id"])
+    assert ids[:2] == ["same-0", "same-0"]
+    assert len(set(ids[1:])) == 3
+
+
+def test_wandb_of_one_member_and_of_too_many(fake_wandb):
+    rows = [{"seed": seed} for seed in range(101)]
+    with pytest.raises(ValueError, match=r"101 members are too many for a run each \(at most 100"):
+        Wandb("test", table=rows)
+    Wandb("test", table=rows, member=5)
+    (run,) = fake_wandb.begun
+    assert run.arguments["config"] == {"seed": 5, "member": 5}
+
+
 @pytest.mark.slow
 def test_wandb_offline(tmp_path):
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
-    population = sweep(Wandb("test", {"rate": 1}, member=0, mode="offline", dir=str(tmp_path)))
-    (path,) = tmp_path.rglob("*.wandb")
-    items = [x for data in records(path) for x in Record.FromString(data).history.item]
-    weights = [float(x.value_json) for x in items if "weight" in (x.key, *x.nested_key)]
-    np.testing.assert_allclose(weights, population.history.metrics["weight"][0, :5], rtol=1e-5)
+    rows = [{"rate": rate, "num_steps": n, "seed": s} for rate, n, s in MEMBERS[:2]]
+    sink = Wandb("test", table=rows, id="mine", mode="offline", dir=str(tmp_path))
+    population = jaxrl.sweep(toy(iterations=5), {"rate": [0.1]}, seeds=2, callbacks=[sink])
+    wandb.teardown()  # the end of the process, which waits until all is written
+    paths = sorted(tmp_path.rglob("*.wandb"))
+    assert [path.stem for path in paths] == ["run-mine-0", "run-mine-1"]
+    for member, path in enumerate(paths):
+        items = [x for data in records(path) for x in Record.FromString(data).history.item]
+        weights = [float(x.value_json) for x in items if "weight" in (x.key, *x.nested_key)]
+        expected = population.history.metrics["weight"][member]
+        np.testing.assert_allclose(weights, expected, rtol=1e-5)
 
 
 def test_a_sink_that_cannot_write_ends_and_the_run_goes_on(tmp_path):

@@ -1,6 +1,9 @@
 """`jaxrl train` and `jaxrl sweep`, from words to results."""
 
+import argparse
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +11,9 @@ from gymnax.environments.classic_control.cartpole import CartPole
 
 import envs_jax
 from experiments.command.cli import main
+from experiments.command.train import logs_of
 from experiments.runs.folder import RunFolder
+from jaxrl.training import sinks
 
 TINY = ["num_envs=4", "num_steps=16", "num_minibatches=2", "--steps", "256", "--episodes", "3"]
 
@@ -50,6 +55,20 @@ def test_logs_of_all_kinds_and_a_member_that_is_not_finite(tmp_path, capsys):
     assert "ended, batch 0, iteration 4, 512 environment steps" in shown
     assert "environment steps per member" in shown
     assert (out / "curve.png").stat().st_size > 1000
+
+
+def test_weights_and_biases_go_on_with_the_runs_of_a_folder(monkeypatch):
+    begun = []
+    monkeypatch.setattr(sinks, "Wandb", lambda *args, **options: begun.append(options) or options)
+    args = argparse.Namespace(tensorboard=False, wandb="project", log_member=None)
+    experiment = SimpleNamespace(table=[{"gamma": 0.9, "seed": 0}])
+    for created, path in [("now", "runs/a"), ("now", "moved/a"), ("later", "runs/a")]:
+        config = {"agent": "ppo", "env": "E", "hyperparameters": {}, "created": created}
+        logs_of(args, RunFolder(Path(path), config), experiment)
+    assert {options["group"] for options in begun} == {"a"}
+    assert all(options["table"] is experiment.table for options in begun)
+    first, moved, other = [options["id"] for options in begun]
+    assert first == moved != other
 
 
 class CostlyCartPole(CartPole):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.studies import abs_lengths, active_sampling, two_peaks
+from experiments.studies import active_sampling, curves, noisy_clip, second_order, two_peaks
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.3, 1.0])
@@ -27,11 +27,17 @@ def test_distance_to_the_boltzmann_density(temperature):
 def test_curves_are_means_over_equal_spans_of_steps():
     steps = np.array([[1.0, 2.0, 39.0, 40.0, np.nan], [10.5, np.nan, np.nan, np.nan, np.nan]])
     values = np.array([[1.0, 3.0, np.nan, 5.0, 9.0], [7.0, 1.0, 1.0, 1.0, 1.0]])
-    binned = abs_lengths.binned(steps, values, total=80)
-    assert binned.shape == (2, abs_lengths.BINS)
+    binned = curves.binned(steps, values, total=80)
+    assert binned.shape == (2, curves.BINS)
     assert binned[0, [0, 1, 20]].tolist() == [1.0, 3.0, 5.0]  # spans of 2 steps
     assert binned[1, 5] == 7.0
     assert np.isfinite(binned).sum() == 4
+
+
+def test_first_span_at_the_threshold():
+    returns = np.array([np.nan, 1.0, 5.0, 3.0])
+    assert second_order.first(returns, 5.0, 80) == 60
+    assert second_order.first(returns, 6.0, 80) == 80
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -44,3 +50,18 @@ def test_variance_of_active_samples(raw):
     density, advantages, scores = active_sampling.on_grid("linear")
     gradient = np.trapezoid((density * advantages)[:, None] * scores, active_sampling.GRID, axis=0)
     np.testing.assert_allclose(gradient, [1, 0], atol=1e-6)  # d/dmean E[a], d/dlog-deviation E[a]
+
+
+def test_clipping_rules_are_compared_by_share_by_spread_and_by_what_is_lost():
+    cells = {
+        "E/noise 4": {
+            "final_return": [90.0, 100.0, 110.0],
+            "clip_fraction": [0.2] * 3,
+            "kept_fraction": [0.05] * 3,
+        },
+        "E/hard 4": {"final_return": [160.0, 200.0, 240.0], "clip_fraction": [0.1] * 3},
+    }
+    pair = ("E/", " 4", "noise", "hard")
+    assert noisy_clip.relative(cells, *pair).mean == pytest.approx(-0.5)
+    assert noisy_clip.spread(cells, *pair).mean == pytest.approx((20 - 80) / 3)
+    assert noisy_clip.lost(cells, *pair).mean == pytest.approx(0.05)

@@ -1,10 +1,12 @@
-"""Numbers, hyper-parameters and settings as people read them. Imports nothing that is heavy."""
+"""Numbers, hyper-parameters and settings as people read them, and as the command takes them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 
 def number(value: float | None) -> str:
@@ -36,12 +38,29 @@ def setting_text(setting: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value_text(value)}" for name, value in setting.items())
 
 
+def single_text(value: Any) -> str:
+    """A value for tables, with the digits of single precision, in which agents compute.
+
+    What is copied from a table is thus, to a program, the value that it was.
+
+    >>> single_text(0.00021544346900318845), single_text((64, 64)), single_text(1e-4)
+    ('0.00021544346', '64x64', '0.0001')
+    """
+    if isinstance(value, float):
+        with np.errstate(over="ignore"):
+            short = float(str(np.float32(value)))
+        return repr(short if math.isclose(short, value, rel_tol=1e-6) else float(value))
+    return value_text(value)
+
+
+def exact_text(value: Any) -> str:
+    """A hyper-parameter's value as the command line takes it, unrounded."""
+    return repr(float(value)) if isinstance(value, float) else value_text(value)
+
+
 def words_of(setting: Mapping[str, Any]) -> str:
     """A setting as the command line takes it, unrounded: `a=1 b=0.00012345678 c=64x64`."""
-    return " ".join(
-        f"{name}={value!r}" if type(value) is float else f"{name}={value_text(value)}"
-        for name, value in setting.items()
-    )
+    return " ".join(f"{name}={exact_text(value)}" for name, value in setting.items())
 
 
 def steps_name(unit: str) -> str:

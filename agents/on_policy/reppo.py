@@ -1,0 +1,188 @@
+"""RePPO: PPO for an agent that may try again (Nishimori et al. 2026, ReMax, with their code).
+
+An action is worth what it adds to the best of M - 1 others that the policy draws. So the critic
+knows Q of all actions, and the advantage is the expected improvement on such draws. M = 1 is PPO
+with Q for its critic. Above it, a rare action that is better counts in full, actions that are worse
+than the usual one are hardly told apart, and a policy that is nearly sure has little to gain from
+being surer. M need not be whole: the released code has 1.2, and lambda = 0.8. Networks and losses
+are PPO's here, but for the critic's last layer (see `make_network`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl import spaces
+from jaxrl.agent import OWN, static, traced
+from jaxrl.loops.on_policy import Batch, OnPolicy
+from jaxrl.parts.distributions import Categorical
+from jaxrl.parts.losses import action_value
+from jaxrl.parts.networks import Network, body_of, require_body
+from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
+from jaxrl.parts.retries import expected_improvement
+
+
+class RePPO(OnPolicy):
+    """PPO whose advantages are expected improvements on further attempts; discrete actions."""
+
+    gae_lambda: float = traced(0.8, "[0, 1]", "lambda of the returns that Q is fitted to")
+    attempts: float = traced(1.2, "[1, inf)", "M, of which the best counts; 1: advantages Q - V")
+    num_epochs: int = static(3, "[1, inf)", "passes over each rollout")
+    num_minibatches: int = static(8, "[1, inf)", "gradient steps per pass; divides the batch")
+    learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size at the start")
+    learning_rate_end: float = traced(0.0, "[0, inf)", "its fraction left at the end (linear)")
+    clip_range: float = traced(0.2, "(0, inf)", "the probability ratio stays within 1 +- this")
+    value_clip_range: float = traced(0.2, "(0, inf]", "a value moves by at most this; inf: freely")
+    entropy_coef: float = traced(0.01, "[0, inf)", "weight of the entropy bonus")
+    value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
+    max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
+    hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
+    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
+
+    # Networks ---------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        super().check()
+        spaces.require(self.action_space, "discrete", self.name, self.env)
+        batch = self.steps_per_iteration
+        if batch % self.num_minibatches:
+            raise ValueError(
+                f"reppo: num_minibatches={self.num_minibatches} does not divide the batch of "
+                f"{batch} = num_envs {self.num_envs} x num_steps {self.num_steps}"
+            )
+        if self.network == "cnn":
+            spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
+
+    def make_network(self) -> Network:
+        """A number for every action.
+
+        The last layer is small: the first policy is near uniform, and a fresh critic prefers no
+        action. Advantages compare one return with the Q of other actions: what tells these apart by
+        chance would be learnt.
+        """
+        return Network(
+            outputs=spaces.action_size(self.action_space),
+            obs_ndim=len(self.obs_shape),
+            hidden_sizes=self.hidden_sizes,
+            activation=self.activation,
+            conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
+            output_scale=0.01,
+        )
+
+    def distribution(self, params: Any, obs: jax.Array) -> Categorical:
+        return Categorical(self.make_network().apply(params["actor"], obs))
+
+    def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
+        return self.make_network().apply(params["critic"], obs)
+
+    def value(self, params: Any, obs: jax.Array) -> jax.Array:
+        """V = sum_a pi(a|s) Q(s, a)."""
+        probs = jax.nn.softmax(self.distribution(params, obs).logits)
+        return (probs * self.q_values(params, obs)).sum(axis=-1)
+
+    def optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
+        end = self.learning_rate_end * self.learning_rate
+        learning_rate = linear_schedule(self.learning_rate, end, progress)
+        return clipped_adam(learning_rate, self.max_grad_norm, eps=1e-5)
+
+    # Init -------------------------------------------------------------------------------------
+
+    def init_params(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
+        actor_key, critic_key = jax.random.split(key)
+        return {
+            "actor": self.make_network().init(actor_key, obs),
+            "critic": self.make_network().init(critic_key, obs),
+        }
+
+    def init_optimizer(self, params: Any) -> Any:
+        return self.optimizer(0.0).init(params)
+
+    # Update -----------------------------------------------------------------------------------
+
+    def improve(
+        self, params: Any, opt_state: Any, batch: Batch, key: jax.Array, progress: jax.Array
+    ) -> tuple[Any, Any, dict[str, jax.Array]]:
+        optimizer = self.optimizer(progress)
+        batch = self.with_retries(params, batch)
+
+        def update(carry, minibatch):
+            params, opt_state = carry
+            grads, metrics = jax.grad(self.loss, has_aux=True)(params, minibatch)
+            updates, opt_state = optimizer.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), opt_state), metrics
+
+        (params, opt_state), metrics = minibatch_epochs(
+            key, update, (params, opt_state), batch, self.num_epochs, self.num_minibatches
+        )
+        return params, opt_state, jax.tree.map(jnp.mean, metrics)
+
+    def with_retries(self, params: Any, batch: Batch) -> Batch:
+        """The batch with Q(s, a) for V(s), and retry-aware advantages, normalised over it."""
+        probs = jax.nn.softmax(self.distribution(params, batch.obs).logits)
+        q = self.q_values(params, batch.obs)
+        advantage = retry_advantage(q, probs, batch.action, batch.target, self.attempts)
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        return batch._replace(value=action_value(q, batch.action), advantage=advantage)
+
+    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """PPO's clipped surrogate - entropy bonus + clipped loss of Q(s, a)."""
+        dist = self.distribution(params, batch.obs)
+        log_ratio = dist.log_prob(batch.action) - batch.log_prob
+        ratio = jnp.exp(log_ratio)
+        clipped_ratio = jnp.clip(ratio, 1 - self.clip_range, 1 + self.clip_range)
+        advantage = batch.advantage
+        policy_loss = -jnp.minimum(ratio * advantage, clipped_ratio * advantage).mean()
+
+        value = action_value(self.q_values(params, batch.obs), batch.action)
+        limit = self.value_clip_range
+        clipped_value = batch.value + jnp.clip(value - batch.value, -limit, limit)
+        errors = (value - batch.target) ** 2, (clipped_value - batch.target) ** 2
+        value_loss = 0.5 * jnp.maximum(*errors).mean()
+
+        entropy = dist.entropy().mean()
+        loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy
+        return loss, {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "approx_kl": (ratio - 1 - log_ratio).mean(),  # Schulman 2020's k3 estimator
+            "clip_fraction": (jnp.abs(ratio - 1) > self.clip_range).mean(),
+        }
+
+
+# The advantage ------------------------------------------------------------------------------------
+
+
+def retry_advantage(
+    q: jax.Array,
+    probs: jax.Array,
+    action: jax.Array,
+    returns: jax.Array,
+    attempts: float | jax.Array,
+) -> jax.Array:
+    """EI(R) - sum_a pi(a|s) EI(Q(s, a)), with EI over M - 1 draws of the policy, shape (B,).
+
+    Q of the action taken is replaced by what it returned first.
+
+    Args:
+        q, probs: of all actions, (B, A).
+        action, returns: what was taken (B,), and its lambda-return R (B,).
+        attempts: M; at 1 this is R - sum_a pi(a|s) Q(s, a).
+
+    >>> q, probs = jnp.array([[1.0, 2.0]]), jnp.array([[0.75, 0.25]])
+    >>> action, returns = jnp.array([1]), jnp.array([5.0])
+    >>> [float(retry_advantage(q, probs, action, returns, m)[0]) for m in (1.0, 2.0)]
+    [3.0, 2.25]
+    """
+    taken = jax.nn.one_hot(action, q.shape[-1], dtype=bool)
+    improvement = expected_improvement(jnp.where(taken, returns[:, None], q), probs, attempts - 1)
+    return action_value(improvement, action) - (probs * improvement).sum(axis=-1)
