@@ -1,8 +1,7 @@
 """A2C: Asynchronous Methods for Deep Reinforcement Learning (Mnih et al. 2016, arXiv:1602.01783).
 
 The synchronous form: all environments step together, and their gradients are one. RMSprop is that
-of OpenAI's released code: decay 0.99, its running mean of squares starts at 1. The paper's n-step
-advantages are those of `gae_lambda` 1.
+of OpenAI's released code. The paper's n-step advantages are those of `gae_lambda` 1.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from jaxrl.agent import OWN, static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.networks import Network, body_of, require_body
-from jaxrl.parts.optimize import clipped_adam, descend, linear_schedule
+from jaxrl.parts.optimize import clipped_adam, clipped_rmsprop, descend, linear_schedule
 
 
 class A2C(OnPolicy):
@@ -82,9 +81,7 @@ class A2C(OnPolicy):
         learning_rate = linear_schedule(self.learning_rate, end, progress)
         if self.optimizer == "adam":
             return clipped_adam(learning_rate, self.max_grad_norm, eps=1e-5)
-        clip = optax.clip_by_global_norm(self.max_grad_norm)
-        rmsprop = optax.rmsprop(learning_rate, decay=0.99, eps=1e-5, initial_scale=1.0)
-        return optax.chain(clip, rmsprop)
+        return clipped_rmsprop(learning_rate, self.max_grad_norm)
 
     # Init -------------------------------------------------------------------------------------
 

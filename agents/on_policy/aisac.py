@@ -24,7 +24,7 @@ from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.active_sampling import DefensiveMixture, limited, moved, score, weighted_moments
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.networks import Network, body_of, require_body
-from jaxrl.parts.optimize import clipped_adam, descend, linear_schedule
+from jaxrl.parts.optimize import clipped_adam, clipped_rmsprop, descend, linear_schedule
 from jaxrl.parts.returns import vtrace
 from jaxrl.parts.rollout import Transition
 
@@ -38,10 +38,11 @@ class AISAC(OnPolicy):
 
     num_envs: int = static(16, "[1, inf)", "environments stepped in parallel")
     num_steps: int = static(16, "[1, inf)", "steps per environment and iteration")
-    learning_rate: float = traced(1e-3, "(0, inf)", "Adam's step size of the policy at the start")
+    learning_rate: float = traced(1e-3, "(0, inf)", "step size of the policy at the start")
     critic_learning_rate: float = traced(1e-3, "(0, inf)", "of the critic")
     active_learning_rate: float = traced(1e-3, "(0, inf)", "of the active policy")
     learning_rate_end: float = traced(0.0, "[0, inf)", "fraction of each left at the end (linear)")
+    optimizer: str = static("adam", ("adam", "rmsprop"), "what takes the gradient steps")
     critic_updates: int = static(4, "[1, inf)", "gradient steps of the critic per rollout")
     active_updates: int = static(1, "[1, inf)", "gradient steps of the active policy per rollout")
     fit: str = static(
@@ -116,11 +117,14 @@ class AISAC(OnPolicy):
         return self.make_residual().apply(active, obs) if self.fit == "network" else active
 
     def optimizers(self, progress: jax.Array | float) -> dict[str, optax.GradientTransformation]:
-        rates = {"critic": self.critic_learning_rate, "policy": self.learning_rate}
+        rates: dict[str, Any] = {"critic": self.critic_learning_rate, "policy": self.learning_rate}
         if self.fit == "network":
             rates["active"] = self.active_learning_rate
         left = linear_schedule(1.0, self.learning_rate_end, progress)
-        return {k: clipped_adam(rate * left, self.max_grad_norm, 1e-5) for k, rate in rates.items()}
+        rates = {name: rate * left for name, rate in rates.items()}
+        if self.optimizer == "adam":
+            return {k: clipped_adam(rate, self.max_grad_norm, 1e-5) for k, rate in rates.items()}
+        return {k: clipped_rmsprop(rate, self.max_grad_norm) for k, rate in rates.items()}
 
     # Init -------------------------------------------------------------------------------------
 

@@ -36,15 +36,16 @@ GRID = np.linspace(-4, 4, 4001)
 ENVS = {"Pendulum-v1": 400_000, "brax/inverted_pendulum": 400_000}  # steps
 GAMMA = {"Pendulum-v1": 0.9, "brax/inverted_pendulum": 0.995}  # those of PPO's recipes
 SHARED = ["entropy_coef=0", "normalize_observations=true", "normalize_rewards=true"]
-ACTOR_CRITIC = ["num_envs=8", "num_steps=8", "gae_lambda=0.95", *SHARED]
-AISAC = ["learning_rate=4e-3", "critic_learning_rate=3e-3", "critic_updates=2"]
+ACTOR_CRITIC = ["num_envs=8", "num_steps=8", "gae_lambda=0.95", "learning_rate=3e-3", *SHARED]
+AISAC = ["optimizer=rmsprop", "critic_learning_rate=3e-3", "critic_updates=1"]  # as A2C has it
 AGENTS = {
     "aisac": ["aisac", *ACTOR_CRITIC, *AISAC],
     "own samples": ["aisac", *ACTOR_CRITIC, *AISAC, "defensive=1"],
-    "a2c": ["a2c", *ACTOR_CRITIC, "learning_rate=3e-3"],
+    "a2c": ["a2c", *ACTOR_CRITIC],
     "ppo": ["ppo"],  # by its recipes
 }
 LABELS = {"aisac": "AISAC", "own samples": "AISAC, own samples", "a2c": "A2C", "ppo": "PPO"}
+QUICK = {("Pendulum-v1", "aisac"), ("Pendulum-v1", "a2c")}
 EVALUATIONS, EPISODES = 20, 16
 
 
@@ -67,21 +68,27 @@ class ActiveSampling(study.Study):
         seeds = 2 if quick else 8
         bandit = {"samples": 20_000 if quick else 1_000_000, "seeds": seeds}
         names = [f"bandit/{name}" for name in (*EXPECTED, "raw peaked")]
-        cells = {f"{name}/{share:g}": bandit for name in names for share in SHARES}
+        cells: dict[str, dict[str, Any]] = {
+            f"{name}/{share:g}": bandit for name in names for share in SHARES
+        }
         if quick:
-            names = [f"bandit/linear/{share:g}" for share in SHARES]
-            cells = dict.fromkeys(names, bandit)
-            agents = {"Pendulum-v1/aisac": 2_000, "Pendulum-v1/a2c": 2_000}
-        else:
-            agents = {f"{env}/{name}": ENVS[env] for env in ENVS for name in AGENTS}
-        return cells | {name: {"steps": n, "seeds": seeds} for name, n in agents.items()}
+            cells = {k: cell for k, cell in cells.items() if k.startswith("bandit/linear/")}
+        for env, steps in ENVS.items():
+            for agent in AGENTS:
+                if not quick or (env, agent) in QUICK:
+                    cells[f"{env}/{agent}"] = {
+                        "steps": 2_000 if quick else steps,
+                        "seeds": seeds,
+                        "words": words_of(env, agent),
+                    }
+        return cells
 
     def measure(
         self, cell: str, settings: dict[str, Any], context: study.Context
     ) -> dict[str, Any]:
         what, name = cell.rsplit("/", 1)
         if what in ENVS:
-            return learn(what, name, settings["steps"], settings["seeds"])
+            return learn(what, name, settings)
         *is_raw, reward = what.removeprefix("bandit/").split()
         seeds = range(settings["seeds"])
         rows = [
@@ -225,7 +232,12 @@ def estimate(reward: str, share: float, samples: int, seed: int, raw: bool) -> d
 # Learning ---------------------------------------------------------------------------------------
 
 
-def learn(env: str, name: str, steps: int, seeds: int) -> dict[str, Any]:
+def words_of(env: str, name: str) -> list[str]:
+    """The agent and its hyper-parameters, as on the command line."""
+    return [*AGENTS[name], f"gamma={GAMMA[env]}"] if AGENTS[name][1:] else AGENTS[name]
+
+
+def learn(env: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns of an agent's mode during training and at its end, a value for each seed."""
     import jaxrl
 
@@ -234,9 +246,8 @@ def learn(env: str, name: str, steps: int, seeds: int) -> dict[str, Any]:
     from experiments.command.assemble import Request, assemble
     from jaxrl.training.meter import Meter
 
-    agent_name, *words = AGENTS[name]
-    if words:
-        words.append(f"gamma={GAMMA[env]}")
+    steps, seeds = settings["steps"], settings["seeds"]
+    agent_name, *words = settings["words"]
     agent = assemble(Request(agent_name, env, words, steps=steps)).agent
     with Meter(steps * seeds) as meter:
         population = jaxrl.sweep(
@@ -280,7 +291,8 @@ def draw_densities() -> Figure:
         axes.set(title=reward, xlabel="action", xlim=(-2.5, 2.5), ylim=(0, None), yticks=[])
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("density")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    lines, labels = axes.get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 
@@ -306,5 +318,6 @@ def draw_learning(cells: Mapping[str, Any]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
     figure.axes[0].set_ylabel("return of the mode")
-    figure.axes[0].legend(frameon=False, fontsize="small")
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure

@@ -17,6 +17,17 @@ def clipped_adam(
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate, eps=eps))
 
 
+def clipped_rmsprop(
+    learning_rate: float | jax.Array, max_grad_norm: float | jax.Array
+) -> optax.GradientTransformation:
+    """RMSprop on clipped gradients, as in OpenAI's release of A2C.
+
+    Its decay is 0.99, its mean of squares starts at 1 and epsilon 1e-5 stands under the root.
+    """
+    rmsprop = optax.rmsprop(learning_rate, decay=0.99, eps=1e-5, initial_scale=1.0)
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), rmsprop)
+
+
 def descend(
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[[Any], tuple[jax.Array, Any]],
