@@ -16,12 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxrl.report.formatting import value_text
 
 import agents
 import envs_jax
 from envs_jax import datasets
 from experiments.runs import recipes
+from jaxrl.report.formatting import value_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results" / "recipes"

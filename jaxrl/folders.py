@@ -19,6 +19,6 @@ def open_run(path: str | Path) -> Population:
 
     Raises: ValueError where there is no run, a damaged one, or nothing of it was saved.
     """
-    (command,) = entry_points(group="console_scripts", name="jaxrl")
+    (command,) = entry_points(group="jaxrl.command")
     population: Population = importlib.import_module(command.module).open_run(path)
     return population

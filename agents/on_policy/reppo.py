@@ -4,7 +4,8 @@ An action is worth what it adds to the best of M - 1 others that the policy draw
 knows Q of all actions, and the advantage is the expected improvement on such draws. M = 1 is PPO
 with Q for its critic. Above it, a rare action that is better counts in full, actions that are worse
 than the usual one are hardly told apart, and a policy that is nearly sure has little to gain from
-being surer. M need not be whole: the released code has 1.2, and lambda = 0.8.
+being surer. M need not be whole: the released code has 1.2, and lambda = 0.8. Networks and losses
+are PPO's here, but for the critic's last layer (see `make_network`).
 """
 
 from __future__ import annotations

@@ -126,6 +126,11 @@ class NoisyClip(study.Study):
                 high=0.0,
             ),
             Claim(
+                "Fewer steps are outside and not kept than are outside with the hard rule",
+                lambda cells: [lost(cells, *pair, "noise", "hard") for pair in pairs],
+                high=0.0,
+            ),
+            Claim(
                 "The draw does what its mean does: noise returns within 5 % of decay",
                 lambda cells: [relative(cells, *pair, "noise", "decay") for pair in pairs],
                 low=-0.05,
@@ -161,6 +166,16 @@ def spread(cells: Mapping[str, Measures], env: str, epochs: str, rule: str, othe
         np.asarray(cells[f"{env}{name}{epochs}"]["final_return"]) for name in (rule, other)
     )
     return Interval.difference(abs(mine - np.median(mine)), abs(theirs - np.median(theirs)))
+
+
+def lost(cells: Mapping[str, Measures], env: str, epochs: str, rule: str, other: str) -> Interval:
+    """Difference of the shares of steps that are outside the clip range and that nothing kept."""
+    shares = []
+    for name in (rule, other):
+        measures = cells[f"{env}{name}{epochs}"]
+        outside = np.asarray(measures["clip_fraction"])
+        shares.append(outside - np.asarray(measures.get("kept_fraction", np.zeros_like(outside))))
+    return Interval.difference(*shares)
 
 
 def draw(cells: Mapping[str, Any]) -> Figure:

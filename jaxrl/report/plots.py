@@ -74,7 +74,7 @@ def learning_curves(
     """A figure of `curves`: mean over runs, band of the 95 % t interval of that mean.
 
     The interval of fewer than `FEW` runs reaches far beyond all that was seen: there the band is
-    the range of the runs. A line in the corner says which.
+    the range of the runs. A line above the figure says which.
 
     Of more than `MAX_CURVES` the `BEST`, by their last returns, are named in the legend, best
     first, and the others are thin grey lines behind them; there each run is smoothed, by the mean
@@ -94,8 +94,7 @@ def learning_curves(
         _draw(axes, curve, f"C{i}", few, alpha=0.18 if len(named) <= BEST else 0.1)
     if any(len(curve.returns) > 1 for curve in curves):
         text = "bands: range of the runs" if few else "bands: 95 % t interval of the mean"
-        corner: dict[str, Any] = {"fontsize": "x-small", "color": "0.45", "ha": "right"}
-        axes.text(0.995, 0.015, text, transform=axes.transAxes, **corner)
+        axes.set_title(text, loc="right", fontsize="x-small", color="0.45")
     for i, curve in enumerate(others):
         label = f"the other {len(others)}" if i == 0 else None
         style: dict[str, Any] = {"color": "0.75", "linewidth": 0.8, "zorder": 1}

@@ -111,6 +111,7 @@ def test_targets_are_values_of_the_policy():
     np.testing.assert_allclose(error, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [{"defensive": 1.0}, {"max_kl": 0.0}])
 def test_without_active_samples_it_is_an_actor_critic(limit):
     agent = aisac(ActionChoice(continuous=True), hidden_sizes=(4,), iterations=2, **limit)

@@ -146,7 +146,7 @@ def test_weighted_moments_are_the_weighted_maximum_likelihood():
     assert not weighted_moments(dist, action, 0 * weight).any()
 
 
-@pytest.mark.parametrize("max_kl", [0.0, 0.01, 0.5])
+@pytest.mark.parametrize("max_kl", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["normal", "categorical"])
 def test_the_limit_is_held_and_all_of_it_is_used(kind, max_kl):
     rng = np.random.default_rng(0)

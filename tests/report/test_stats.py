@@ -111,16 +111,16 @@ def test_bands_of_few_runs_are_what_was_seen():
     (band,) = axes.collections
     expected = {(0, 0), (1, 5), (2, 4), (0, 1), (1, 9)}
     assert set(map(tuple, band.get_paths()[0].vertices.tolist())) == expected
-    assert [text.get_text() for text in axes.texts] == ["bands: range of the runs"]
+    assert axes.get_title("right") == "bands: range of the runs"
 
     returns = np.arange(5.0)[:, None] * np.ones(3)
     axes = plots.learning_curves([plots.Curve("", steps, returns)]).axes[0]
     (band,) = axes.collections
     heights = np.unique(np.round(band.get_paths()[0].vertices[:, 1], 6))
     np.testing.assert_allclose(heights, np.ravel(mean_ci(returns[:, 0])[1:]), atol=1e-5)
-    assert [text.get_text() for text in axes.texts] == ["bands: 95 % t interval of the mean"]
+    assert axes.get_title("right") == "bands: 95 % t interval of the mean"
 
 
 def test_a_single_run_has_no_band_to_explain():
     axes = plots.learning_curves([plots.Curve("", np.arange(3.0), np.ones((1, 3)))]).axes[0]
-    assert not axes.texts
+    assert axes.get_title("right") == ""

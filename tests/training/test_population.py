@@ -28,7 +28,7 @@ def population():
         "final_length": np.full(9, 3.0),
     }
     batches = [([0, 1, 2, 3, 4, 5], run_of(6)), ([6, 7, 8], run_of(3, diverged_at=1.0))]
-    return jaxrl.Population(table, batches, final)
+    return jaxrl.Population(table, batches, evaluated=final)
 
 
 def run_of(members, diverged_at=NAN, **changes):
@@ -76,13 +76,13 @@ def test_the_best_is_of_the_best_setting_not_the_luckiest_seed(population):
     assert population.best_member == 5
     np.testing.assert_array_equal(population[5].history.metrics["episode_return"], [5.0, 6.0, 7.0])
     evaluated = {"final_return": np.where(np.arange(9) == 5, NAN, population.final["final_return"])}
-    without = jaxrl.Population(population.table, population.batches, evaluated)
+    without = jaxrl.Population(population.table, population.batches, evaluated=evaluated)
     assert without.best_member == 4
 
 
 def test_everything_has_diverged(population):
     evaluated = {"final_return": np.full(9, NAN)}
-    gone = jaxrl.Population(population.table, population.batches, evaluated)
+    gone = jaxrl.Population(population.table, population.batches, evaluated=evaluated)
     assert gone.best_member == 0
     assert gone.summary()["mean"].isna().all()
     with pytest.raises(ValueError, match="no run has a final return"):
@@ -118,7 +118,7 @@ def test_figures(population):
 def test_seeds_alone_are_plotted_as_curves():
     evaluated = {"final_return": np.arange(3.0)}
     seeds = [{"seed": seed} for seed in range(3)]
-    alone = jaxrl.Population(seeds, [([0, 1, 2], run_of(3))], evaluated)
+    alone = jaxrl.Population(seeds, [([0, 1, 2], run_of(3))], evaluated=evaluated)
     assert alone.plot().axes[0].get_ylabel() == "return of training episodes"
     assert alone.summary()["mean"].tolist() == [1.0]
     assert alone.plot("profile").axes

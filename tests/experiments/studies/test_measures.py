@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.studies import active_sampling, curves, second_order, two_peaks
+from experiments.studies import active_sampling, curves, noisy_clip, second_order, two_peaks
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.3, 1.0])
@@ -50,3 +50,18 @@ def test_variance_of_active_samples(raw):
     density, advantages, scores = active_sampling.on_grid("linear")
     gradient = np.trapezoid((density * advantages)[:, None] * scores, active_sampling.GRID, axis=0)
     np.testing.assert_allclose(gradient, [1, 0], atol=1e-6)  # d/dmean E[a], d/dlog-deviation E[a]
+
+
+def test_clipping_rules_are_compared_by_share_by_spread_and_by_what_is_lost():
+    cells = {
+        "E/noise 4": {
+            "final_return": [90.0, 100.0, 110.0],
+            "clip_fraction": [0.2] * 3,
+            "kept_fraction": [0.05] * 3,
+        },
+        "E/hard 4": {"final_return": [160.0, 200.0, 240.0], "clip_fraction": [0.1] * 3},
+    }
+    pair = ("E/", " 4", "noise", "hard")
+    assert noisy_clip.relative(cells, *pair).mean == pytest.approx(-0.5)
+    assert noisy_clip.spread(cells, *pair).mean == pytest.approx((20 - 80) / 3)
+    assert noisy_clip.lost(cells, *pair).mean == pytest.approx(0.05)
