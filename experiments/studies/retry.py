@@ -143,6 +143,7 @@ def draw(cells: Mapping[str, Any]) -> Figure:
             axes.fill_between(steps / 1000, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
             final = Interval.of(cell["measures"]["final_return"]).mean
             axes.plot(steps[-1] / 1000 * 1.03, final, "<", color=f"C{i}", ms=5, clip_on=False)
+        axes.plot([], [], "<", color="0.4", ms=5, label="final policy, its mode")
         axes.set_title(env, fontsize="medium")
         axes.set_xlabel("environment steps (thousands)")
         axes.set_ylabel("return of training episodes")
