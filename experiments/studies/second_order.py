@@ -65,6 +65,9 @@ class SecondOrder(study.Study):
     def measure(
         self, cell: str, settings: dict[str, Any], context: study.Context
     ) -> dict[str, Any]:
+        import jaxrl
+
+        jaxrl.use_all_cores()  # before anything computes
         kind, name = cell.split("/")
         if kind == "exact":
             return {"measures": exact(name, settings["processes"], settings["step_sizes"])}
@@ -165,8 +168,6 @@ def exact(method: str, processes: int, step_sizes: list[float]) -> dict[str, lis
 def learnt(name: str, env: str, settings: dict[str, Any]) -> dict[str, Any]:
     """One agent's seeds on one environment."""
     import jaxrl
-
-    jaxrl.use_all_cores()
     from experiments.command.assemble import Request, assemble
     from jaxrl.training.meter import Meter
 
