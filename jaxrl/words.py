@@ -9,10 +9,12 @@ from collections.abc import Iterable
 def near(name: str, known: Iterable[str]) -> list[str]:
     """The known names, at most three, that look like `name` or have it as their initials.
 
-    Case does not matter; `lr` is near `learning_rate`.
+    Case does not matter: where it alone differs, that is the one. `lr` is near `learning_rate`.
     """
     by_lower_case = {word.lower(): word for word in known}
     wanted = name.lower()
+    if wanted in by_lower_case:
+        return [by_lower_case[wanted]]
     initials = [k for k in by_lower_case if "".join(part[:1] for part in k.split("_")) == wanted]
     close = initials or difflib.get_close_matches(wanted, by_lower_case, n=3, cutoff=0.5)
     return [by_lower_case[word] for word in close]

@@ -106,7 +106,7 @@ def train_batch(
     placement = Placement.of_environments() if data_parallel else Placement.of_members(members)
     engine = Engine(batch.agents, placement, schedule.length)
     belongs_to = identity(batch.agents, batch.seeds) | dict(batch.search)
-    store, saved = open_store(checkpoints, belongs_to, engine.like, batch.agents.without_replay)
+    store, saved = open_store(checkpoints, batch.agents, belongs_to, engine.like)
     evolution = Evolution(batch)
     with closing([store] if store else []):
         history = _begin(engine, batch, schedule, saved or start, evolution)

@@ -31,7 +31,7 @@ from jaxrl import files
 from jaxrl.training import hosts
 from jaxrl.training.history import History
 from jaxrl.training.hosts import to_numpy
-from jaxrl.training.identity import checksum
+from jaxrl.training.identity import checksum, defaults
 from jaxrl.training.restore import (
     HISTORY,
     REPLAY,
@@ -106,10 +106,7 @@ class Checkpoints:
 
 
 def open_store(
-    checkpoints: Checkpoints | None,
-    belongs_to: dict[str, Any],
-    like: Any,
-    without_replay: Callable[[Any], Any],
+    checkpoints: Checkpoints | None, agents: Any, belongs_to: dict[str, Any], like: Any
 ) -> tuple[Store | None, Saved | None]:
     """The store of states `like` these, and what it holds; on one process only.
 
@@ -121,7 +118,7 @@ def open_store(
         return None, None
     store = None
     if hosts.is_writer():
-        store = Store(checkpoints, belongs_to, without_replay)
+        store = Store(checkpoints, belongs_to, agents.without_replay, defaults(agents))
     return store, hosts.of_writer(store.restore(like) if store else None)
 
 
@@ -129,7 +126,8 @@ class Store:
     """The checkpoints of one population, open for writing: by one process at a time.
 
     `belongs_to` describes the population (JSON values by name); what was saved for another is
-    refused. `without_replay` takes the replay memories out of states.
+    refused. `without_replay` takes the replay memories out of states; `unsaid` is what earlier
+    checkpoints do not say that they belong to.
 
     Raises: ValueError where the folder cannot be written, or another process writes to it.
     """
@@ -139,6 +137,7 @@ class Store:
         checkpoints: Checkpoints,
         belongs_to: dict[str, Any],
         without_replay: Callable[[Any], Any],
+        unsaid: dict[str, Any],
     ) -> None:
         from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -148,7 +147,7 @@ class Store:
         self.keep_replay, self.has_ended = checkpoints.keep_replay, False
         self.without_replay = without_replay
         self.folder = checkpoints.folder.absolute()
-        self.belongs_to = json.loads(json.dumps(belongs_to))
+        self.belongs_to, self.unsaid = json.loads(json.dumps([belongs_to, unsaid]))
         try:
             (self.folder / HISTORY).mkdir(parents=True, exist_ok=True)
             self.lock = files.locking(self.folder / ".lock")
@@ -190,7 +189,7 @@ class Store:
             ValueError: there are some, but of another population, or none of them is whole.
         """
         try:
-            wanted = Wanted(like, self.without_replay(like), replay=True)
+            wanted = Wanted(like, self.without_replay(like), replay=True, unsaid=self.unsaid)
             saved = newest(self.manager, self.folder, wanted, self.belongs_to)
         except ValueError:
             self.close()

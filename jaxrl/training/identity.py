@@ -35,6 +35,21 @@ def identity(agents: Any, seeds: list[int]) -> dict[str, Any]:
     }
 
 
+def defaults(agents: Any) -> dict[str, Any]:
+    """Hyper-parameters at their defaults, as `identity` has them.
+
+    A checkpoint from before there was one is of an agent that did what its default does.
+    """
+
+    def of(h: Any) -> Any:
+        if h.kind == "static":
+            return name_of(h.default)
+        given = np.asarray(getattr(agents, h.name))
+        return np.full(given.shape, h.default, given.dtype).tolist()
+
+    return {h.name: of(h) for h in agents.hyperparameters()}
+
+
 def describe(env: Any) -> dict[str, Any]:
     """What tells an environment from others of its name: its options, and what it wraps.
 

@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,11 +46,13 @@ class Wanted(NamedTuple):
     Attributes:
         whole, kept: with replay memories and without; the same where there are none.
         replay: whether to read those, where they were kept.
+        unsaid: what a checkpoint belongs to that does not say it: defaults of what came later.
     """
 
     whole: Any
     kept: Any
     replay: bool
+    unsaid: Mapping[str, Any] = {}
 
 
 def exists(folder: Path) -> bool:
@@ -240,7 +242,9 @@ def _went_on(folder: Path, steps: list[int]) -> bool:
 
 def _restore(manager: Any, folder: Path, step: int, wanted: Wanted, belongs_to: Any) -> Saved:
     about = _about(manager, step)
-    theirs, ours = about["belongs_to"], belongs_to or about["belongs_to"]
+    theirs = about["belongs_to"]
+    ours = belongs_to or theirs
+    theirs = {name: x for name, x in wanted.unsaid.items() if name in ours} | theirs
     other = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     if ENVIRONMENT in other and ENVIRONMENT not in theirs:
         other.remove(ENVIRONMENT)  # earlier checkpoints do not say

@@ -224,7 +224,7 @@ BAD_INPUT = [
     ("train ppo brax/nothing", "unknown environment 'brax/nothing'; did you mean brax/ant or"),
     ("train ppo mjx/nothing", "unknown environment 'mjx/nothing'; did you mean mjx/ant or"),
     ("train ppo /", "unknown environment '/'; `jaxrl list envs` shows all"),
-    ("train ../ppo CartPole-v1", "unknown agent '../ppo'; did you mean ppo?"),
+    ("train ../ppo CartPole-v1", "unknown agent '../ppo'; did you mean ppo"),
     ("train ppo MNISTBandit-bsuite", "environment MNISTBandit-bsuite does not work here: it"),
     ("train ppo brax/swimmer", "environment brax/swimmer does not work here: brax 0.14.2 calls"),
     ("sweep ppo CartPole-v1 learning_rate=log:1:2:3:4", "learning_rate=log:1:2:3:4 is not"),

@@ -69,7 +69,7 @@ def test_they_go_on(old_run, capsys):
     ("name", "words", "why"),
     [
         ("sac", "eval --episodes 1", "saved by another version of jaxrl, whose states differ in"),
-        ("sac", "train --steps 800 --resume", "checkpoints/0: saved with another data_share"),
+        ("sac", "train --steps 800 --resume", "checkpoints/0: saved by another version of jaxrl"),
         ("bc", "train --steps 800 --resume", "data/CartPole-v1-medium.hdf5: no such file"),
     ],
 )
