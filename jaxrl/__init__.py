@@ -20,7 +20,8 @@ from jaxrl.training.evaluate import Evaluation, evaluate
 from jaxrl.training.halving import halving
 from jaxrl.training.history import History
 from jaxrl.training.pbt import pbt
-from jaxrl.training.population import Population, Run
+from jaxrl.training.population import Population
+from jaxrl.training.run import Run
 from jaxrl.training.search import Lin, Log, override
 from jaxrl.training.sweep import sweep
 from jaxrl.training.train import fused, train

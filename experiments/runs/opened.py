@@ -17,7 +17,8 @@ from jaxrl.agent import Agent
 from jaxrl.training.exchange import Exchange
 from jaxrl.training.history import History
 from jaxrl.training.members import stack_agents
-from jaxrl.training.population import Population, Run, Rung
+from jaxrl.training.population import Population, Rung
+from jaxrl.training.run import Run
 from jaxrl.training.search import override
 
 METRICS = ("env_steps", "gradient_steps", "steps")  # of metrics.npz, what are no metrics

@@ -17,7 +17,7 @@ from jaxrl.training.history import History, mean
 from jaxrl.training.identity import identity
 from jaxrl.training.members import values_of, with_values
 from jaxrl.training.placement import Placement
-from jaxrl.training.population import Run
+from jaxrl.training.run import Run
 from jaxrl.training.schedule import Schedule
 
 

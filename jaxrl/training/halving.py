@@ -14,7 +14,8 @@ from jaxrl.training.batches import Batch, train_batch
 from jaxrl.training.callbacks import Callback, OnNaN, Progress, closing, guarded
 from jaxrl.training.checkpoint import Checkpoints, Saved
 from jaxrl.training.members import stack_agents
-from jaxrl.training.population import Population, Run, Rung
+from jaxrl.training.population import Population, Rung
+from jaxrl.training.run import Run
 from jaxrl.training.schedule import Schedule
 from jaxrl.training.search import Space, settings_of
 from jaxrl.training.sweep import Member, by_program, members_of

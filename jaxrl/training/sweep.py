@@ -23,7 +23,8 @@ from jaxrl.training.engine import needed_bytes, shapes
 from jaxrl.training.members import shared_arrays, stack_agents
 from jaxrl.training.memory import Plan, available, plan, readable
 from jaxrl.training.meter import metered
-from jaxrl.training.population import Population, Run
+from jaxrl.training.population import Population
+from jaxrl.training.run import Run
 from jaxrl.training.schedule import Schedule
 from jaxrl.training.search import Space, override, require_few, settings_of
 

@@ -20,7 +20,7 @@ from jaxrl.training.history import History
 from jaxrl.training.loop import iterate
 from jaxrl.training.members import stack, stack_agents
 from jaxrl.training.meter import metered
-from jaxrl.training.population import Run
+from jaxrl.training.run import Run
 from jaxrl.training.schedule import Schedule
 
 
