@@ -35,6 +35,7 @@ TINY = {
 OWN: dict[str, dict[str, Any]] = {
     "abs": {"min_steps": 4, "max_steps": 8},
     "mixturesac": {"num_components": 2},
+    "recurrentppo": {"core_size": 4},
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
 }
 ITERATIONS = 6

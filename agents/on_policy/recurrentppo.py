@@ -99,22 +99,25 @@ class RecurrentPPO(OnPolicy):
         )
 
     def read(
-        self, params: Any, memory: Any, obs: jax.Array, starts: jax.Array
-    ) -> tuple[Any, Categorical | Normal, jax.Array]:
+        self, params: Any, memory: Any, obs: jax.Array, starts: jax.Array, values: bool = True
+    ) -> tuple[Any, Categorical | Normal, Any]:
         """Memory after, policy and values of normalised sequences (T, N, ...)."""
-        memory, output, value = self.make_network().apply(params["network"], memory, obs, starts)
+        memory, output, value = self.make_network().apply(
+            params["network"], memory, obs, starts, values
+        )
         dist = Categorical(output) if self.discrete else Normal(output, params["log_std"])
         return memory, dist, value
 
     def read_one(
-        self, params: Any, memory: Any, obs: jax.Array
-    ) -> tuple[Any, Categorical | Normal, jax.Array]:
+        self, params: Any, memory: Any, obs: jax.Array, values: bool = True
+    ) -> tuple[Any, Categorical | Normal, Any]:
         """The same of one step (N, ...)."""
         starts = jnp.zeros((1, len(obs)), jnp.bool_)
-        memory, dist, value = self.read(params, memory, obs[None], starts)
+        memory, dist, value = self.read(params, memory, obs[None], starts, values)
+        value = value[0] if values else None
         if isinstance(dist, Categorical):
-            return memory, Categorical(dist.logits[0]), value[0]
-        return memory, Normal(dist.mean[0], dist.log_std), value[0]
+            return memory, Categorical(dist.logits[0]), value
+        return memory, Normal(dist.mean[0], dist.log_std), value
 
     def optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate
@@ -290,9 +293,8 @@ class RecurrentPPO(OnPolicy):
 
         def step(memory: Any, obs: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
             obs = self.normalize(state.obs_moments, obs)[None]
-            memory, dist, _ = self.read_one(
-                state.params, jax.tree.map(lambda x: x[None], memory), obs
-            )
+            batch = jax.tree.map(lambda x: x[None], memory)
+            memory, dist, _ = self.read_one(state.params, batch, obs, values=False)
             action = self.env_action(dist.mode() if deterministic else dist.sample(key))
             return jax.tree.map(lambda x: x[0], (memory, action))
 

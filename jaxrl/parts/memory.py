@@ -50,17 +50,18 @@ class RecurrentNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, memory: Any, obs: jax.Array, starts: jax.Array
-    ) -> tuple[Any, jax.Array, jax.Array]:
+        self, memory: Any, obs: jax.Array, starts: jax.Array, values: bool = True
+    ) -> tuple[Any, jax.Array, jax.Array | None]:
         """Reads sequences.
 
         Args:
             memory: before the first step, leading axis N.
             obs: (T, N, *observation).
             starts: (T, N), whether an episode begins at the step: what was before is forgotten.
+            values: whether the critic's are wanted: to act takes none.
 
         Returns the memory after the last step, the actor's outputs (T, N, outputs) and the critic's
-        values (T, N).
+        values (T, N), or None.
         """
         activation = ACTIVATIONS[self.activation]
 
@@ -83,5 +84,7 @@ class RecurrentNetwork(nn.Module):
         memory, x = scan(CORES[self.core](self.core_size, name="core"), memory, (x, starts))
         # The actor's last layer is small, so that it is near uniform at first.
         output = nn.Dense(self.outputs, kernel_init=orthogonal(0.01), name="actor")(x)
+        if not values:
+            return memory, output, None
         value = nn.Dense(1, kernel_init=orthogonal(1.0), name="critic")(x)
         return memory, output, value[..., 0]
