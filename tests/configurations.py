@@ -14,6 +14,7 @@ import numpy as np
 from gymnax.environments import spaces
 
 import agents
+import jaxrl
 from envs_jax.datasets import Recording
 from jaxrl import Agent
 from jaxrl.agent import Hyperparameter
@@ -39,8 +40,13 @@ OWN: dict[str, dict[str, Any]] = {
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
 }
 ITERATIONS = 6
+BODY = "tests.configurations:doubled"  # a network of one's own
 # What only says how long a run is.
 LENGTH = ("total_steps",)
+
+
+def doubled(obs):
+    return 2 * obs
 
 
 class Image(Probe):
@@ -134,7 +140,8 @@ def other_values(h: Hyperparameter, agent: Agent) -> list[Any]:
         return [(*value, 3), value[1:]]
     if h.type is str:
         assert isinstance(h.valid, tuple)
-        return [choice for choice in h.valid if choice != value]
+        words = [BODY if choice == jaxrl.agent.OWN else choice for choice in h.valid]
+        return [word for word in words if word != value]
     if h.type is int:
         return [v for v in (2 * value, value + 1, value // 2, 1, 2) if v != value]
     finite = value if math.isfinite(value) else 10.0

@@ -152,18 +152,11 @@ class PPO(OnPolicy):
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
         if self.normalize_advantages == "batch":
             batch = batch._replace(advantage=normalized(batch.advantage))
-        scheduled = self.replace(
-            clip_range=linear_schedule(
-                self.clip_range, self.clip_range_end * self.clip_range, progress
-            ),
-            entropy_coef=linear_schedule(
-                self.entropy_coef, self.entropy_coef_end * self.entropy_coef, progress
-            ),
-        )
+        gradient = jax.grad(partial(self.loss, progress=progress), has_aux=True)
 
         def update(carry, minibatch, *noise_key):
             params, opt_state, going = carry
-            grads, metrics = jax.grad(scheduled.loss, has_aux=True)(params, minibatch, *noise_key)
+            grads, metrics = gradient(params, minibatch, *noise_key)
             kl = metrics["approx_kl"]
             new, of_rule = self.descend(params, opt_state, grads, kl, progress)
             if self.kl_rule == "stop":  # what has gone too far stays there
@@ -199,20 +192,31 @@ class PPO(OnPolicy):
         return (optax.apply_updates(params, updates), (adam, factor)), metrics
 
     def loss(
-        self, params: Any, batch: Batch, noise_key: jax.Array | None = None
+        self,
+        params: Any,
+        batch: Batch,
+        noise_key: jax.Array | None = None,
+        progress: jax.Array | float = 0.0,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Clipped surrogate - entropy bonus + clipped value loss (eqs. 7 and 9)."""
+        clip_range, entropy_coef = (
+            linear_schedule(start, fraction * start, progress)
+            for start, fraction in (
+                (self.clip_range, self.clip_range_end),
+                (self.entropy_coef, self.entropy_coef_end),
+            )
+        )
         dist = self.distribution(params, batch.obs)
         log_ratio = dist.log_prob(batch.action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
-        clipped_ratio = jnp.clip(ratio, 1 - self.clip_range, 1 + self.clip_range)
+        clipped_ratio = jnp.clip(ratio, 1 - clip_range, 1 + clip_range)
         advantage = batch.advantage
         if self.normalize_advantages == "minibatch":
             advantage = normalized(advantage)
         surrogate = jnp.minimum(ratio * advantage, clipped_ratio * advantage)
         of_rule: dict[str, jax.Array] = {}
         if self.clip_rule != "hard":
-            kept = self.kept(ratio, advantage, noise_key)
+            kept = self.kept(ratio, advantage, clip_range, noise_key)
             surrogate += kept * (ratio - clipped_ratio) * advantage
             of_rule["kept_fraction"] = kept.mean()
         policy_loss = -surrogate.mean()
@@ -224,24 +228,28 @@ class PPO(OnPolicy):
         value_loss = 0.5 * jnp.maximum(*errors).mean()
 
         entropy = dist.entropy().mean()
-        loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy
+        loss = policy_loss + self.value_coef * value_loss - entropy_coef * entropy
         return loss, {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": entropy,
             "approx_kl": (ratio - 1 - log_ratio).mean(),  # Schulman 2020's k3 estimator
-            "clip_fraction": (jnp.abs(ratio - 1) > self.clip_range).mean(),
+            "clip_fraction": (jnp.abs(ratio - 1) > clip_range).mean(),
             **of_rule,
         }
 
     def kept(
-        self, ratio: jax.Array, advantage: jax.Array, noise_key: jax.Array | None
+        self,
+        ratio: jax.Array,
+        advantage: jax.Array,
+        clip_range: jax.Array,
+        noise_key: jax.Array | None,
     ) -> jax.Array:
         """The share of a step's gradient that stays although the hard rule would cut it.
 
         Drawn with a key, else its expectation.
         """
-        limits = self.clip_range, self.clip_range, self.clip_noise
+        limits = clip_range, clip_range, self.clip_noise
         if noise_key is None:
             return keep_probability(ratio, advantage, *limits)
         return kept_by_noise(noise_key, ratio, advantage, *limits)

@@ -146,7 +146,7 @@ class TRPO(OnPolicy):
             gain = surrogate(new) - before
             return Trial(new, kl, gain, (gain > 0) & (kl <= self.max_kl))
 
-        nothing = jnp.zeros(())
+        nothing = jnp.zeros((), before.dtype)
         stay = Trial(policy, nothing, nothing, jnp.bool_(False))
         trial, backtracks = line_search(
             promises, length, self.backtrack_factor, self.max_backtracks, stay

@@ -122,9 +122,7 @@ class Memory(study.Study):
         ]
 
     def figures(self, cells: Mapping[str, Any]) -> dict[str, Figure]:
-        if set(cells) != set(self.cells("full")):
-            return {}
-        return {"returns": draw(cells)}
+        return {"returns": draw(cells)} if cells else {}
 
 
 STUDY = Memory()
@@ -158,13 +156,13 @@ def make(task: str, name: str, steps: int) -> Any:
 
 
 def draw(cells: Mapping[str, Any]) -> Figure:
-    """A panel per task, a line per agent."""
+    """A panel per task, a line per agent; those that there are."""
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(cell.rsplit("/", 1)[0] for cell in cells))
     figure = Figure(figsize=(3.1 * len(tasks), 3.2), dpi=130, layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks)), tasks, strict=True):
-        of_task = {agent: cells[f"{task}/{agent}"] for agent in AGENTS}
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        of_task = {a: cells[f"{task}/{a}"] for a in AGENTS if f"{task}/{a}" in cells}
         label = "return of training episodes" if task == tasks[0] else ""
         curves.draw(axes, of_task, "episode_return", label)
         kind, _, length = task.partition("/")

@@ -110,4 +110,4 @@ def test_probabilities_of_actions_add_up_to_one(runs):
         if log_probs is not None:
             assert float((jnp.exp(log_probs) * weights).sum()) == pytest.approx(1, abs=1e-3)
     if log_probs is None:
-        assert runs.agent.name in ("softgac", "td3bc", "bc", "iql", "awac")
+        assert runs.agent.name in ("softgac", "td3bc", "bc", "iql", "awac", "recurrentppo")

@@ -273,9 +273,9 @@ def test_advantages_are_normalised_over_what_is_said():
     seen = {}
 
     class Spy(PPO):
-        def loss(self, params, batch, noise_key=None):
+        def loss(self, params, batch, noise_key=None, progress=0.0):
             jax.debug.callback(lambda x: rows.append(np.asarray(x)), batch.advantage)
-            return super().loss(params, batch, noise_key)
+            return super().loss(params, batch, noise_key, progress)
 
     for kind in wanted:
         rows = []

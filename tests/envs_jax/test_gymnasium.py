@@ -82,6 +82,7 @@ def test_catalogue(id):
     "id", [id for id in envs_jax.list_envs() if id.startswith("gymnasium/") and "-v5" in id]
 )
 def test_catalogue_of_mujoco(id):
+    pytest.importorskip("imageio")  # gymnasium[mujoco] brings it
     env, params = envs_jax.make(id)
     assert envs_jax.describe(id) == row(id, env, params)
     obs, state = env.reset(jax.random.key(0), params)

@@ -17,8 +17,9 @@ assert np.nanmax(metrics["episode_return"]) == 500
 assert metrics["entropy"][0] > 0.68  # log 2 is 0.69
 assert metrics["entropy"][-1] < 0.6
 assert np.nanmax(metrics["explained_variance"]) <= 1
+final = population.final["final_return"].reshape(5, 4).mean(axis=1)
 assert (final[3:] > 490).all()
-assert np.nanmean(curves[0].returns[:, -10:]) < 350
+assert np.nanmean(population.curves()[0].returns[:, -10:]) < 350
 assert np.abs(observations[:, 2]).max() < 0.21
 assert np.abs(observations[:, 0]).max() < 2.4
 """,

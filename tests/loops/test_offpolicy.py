@@ -135,7 +135,8 @@ def test_reaches_the_known_answers(cls):
         expected = np.max(row.q, axis=1)
         np.testing.assert_allclose(actual, expected, rtol=0.05, atol=0.1, err_msg=str(i))
     returns = population.evaluate(episodes=32).returns.mean(axis=1)
-    assert returns[CHOICE] > -0.2  # of the best action 1.5 in [-2, 2]; a clipped one has -0.5
+    # Of the best action 1.5 in [-2, 2]; a clipped one has -0.5. By machine between -0.1 and -0.32.
+    assert returns[CHOICE] > -0.4
     if cls is not SoftGAC:  # see the next test
         assert returns[MATCH] > -0.2
 
