@@ -216,7 +216,7 @@ BAD_INPUT = [
     ("train fqe CartPole-v1", "unknown agent 'fqe'; `jaxrl list agents` shows all"),
     ("train discretecql Pendulum-v1 --data x", "x: no such file"),
     ("train PPO CartPole-v1", "unknown agent 'PPO'; did you mean ppo?"),
-    ("train ppo cartpole-v1", "unknown environment 'cartpole-v1'; did you mean CartPole-v1 or"),
+    ("train ppo cartpole-v1", "unknown environment 'cartpole-v1'; did you mean CartPole-v1?"),
     ("train", "the following arguments are required: AGENT, ENV"),
     ("train ppo ..", "unknown environment '..'; `jaxrl list envs` shows all"),
     ("train ppo /etc/passwd", "unknown environment '/etc/passwd'; `jaxrl list envs` shows all"),
