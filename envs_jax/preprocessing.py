@@ -176,9 +176,8 @@ class Partial(Wrapper):
 
     def observation_space(self, params: Any) -> spaces.Box:
         space = self._env.observation_space(params)
-        low, high = (
-            np.broadcast_to(np.asarray(bound), space.shape)[self._seen]
-            for bound in (space.low, space.high)
+        low, high = (  # which may follow from traced parameters
+            jnp.broadcast_to(bound, space.shape)[self._seen] for bound in (space.low, space.high)
         )
         return spaces.Box(low, high, low.shape, space.dtype)
 
@@ -290,7 +289,7 @@ class Flat(Wrapper):
         if self._is_single:
             return self._parts[0][1]
         low, high = (
-            np.concatenate([_bound(part, name) for _, part in self._parts])
+            jnp.concatenate([_bound(part, name) for _, part in self._parts])
             for name in ("low", "high")
         )
         return spaces.Box(low, high, low.shape, jnp.float32)
@@ -338,9 +337,9 @@ def _at(obs: Any, path: tuple[Any, ...]) -> Any:
     return obs
 
 
-def _bound(space: Any, name: str) -> np.ndarray:
+def _bound(space: Any, name: str) -> jax.Array:
     """A bound of an encoded part, flat."""
     shape = jaxrl_spaces.encoded_shape(space)
     if jaxrl_spaces.is_discrete(space) or np.dtype(space.dtype) == np.uint8:
-        return np.full(int(np.prod(shape)), name == "high", np.float32)
-    return np.broadcast_to(np.asarray(getattr(space, name), np.float32), shape).ravel()
+        return jnp.full(int(np.prod(shape)), name == "high", jnp.float32)
+    return jnp.broadcast_to(jnp.asarray(getattr(space, name), jnp.float32), shape).ravel()

@@ -292,6 +292,9 @@ def test_partial_shows_what_is_seen_and_refuses_what_is_not_there():
         stepped, inner.step_env(KEY, state, jnp.int32(1), params)[0][np.array([0, 2])]
     )
     assert env.observation_space(params).shape == (2,)
+    # Its bounds follow from parameters, which are traced where an agent asks for them.
+    high = jax.jit(lambda params: env.observation_space(params).high)(params)
+    np.testing.assert_array_equal(high, inner.observation_space(params).high[np.array([0, 2])])
     envs_jax.check(env, params)
     for seen in [(), (4,), (-1,)]:
         with pytest.raises(ValueError, match=r"are not entries of observations \(4,\)"):
