@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import math
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from experiments.command import parse as values
+from experiments.command import arguments
 
 DESCRIPTION = "Train, sweep and evaluate reinforcement-learning agents in JAX."
 
@@ -91,16 +90,22 @@ def parser() -> Parser:
 def add_train(command: argparse.ArgumentParser) -> None:
     add_experiment(command, "one of those that `jaxrl list AGENT` and `jaxrl list ENV` show")
     seeds = command.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=natural, help="the seed (default: 0)")
-    seeds.add_argument("--seeds", type=natural, help="run this many seeds: 0, 1, ...")
+    seeds.add_argument("--seed", type=arguments.natural, help="the seed (default: 0)")
+    seeds.add_argument("--seeds", type=arguments.natural, help="run this many seeds: 0, 1, ...")
     add_run(command)
 
 
 def add_sweep(command: argparse.ArgumentParser) -> None:
     add_experiment(command, "key=v1,v2 or key=log:low:high:n or key=lin:low:high:n or key=value")
-    command.add_argument("--seeds", type=natural, help="seeds of each setting (default: 1)")
-    command.add_argument("--random", type=natural, help="draw this many settings from the ranges")
-    command.add_argument("--search-seed", type=natural, help="of what is drawn (default: 0)")
+    command.add_argument(
+        "--seeds", type=arguments.natural, help="seeds of each setting (default: 1)"
+    )
+    command.add_argument(
+        "--random", type=arguments.natural, help="draw this many settings from the ranges"
+    )
+    command.add_argument(
+        "--search-seed", type=arguments.natural, help="of what is drawn (default: 0)"
+    )
     add_search(command)
     add_run(command)
 
@@ -117,7 +122,11 @@ def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
         type=Path,
         help="values other than the agent's defaults, as `jaxrl recipe DIR` prints them",
     )
-    add("--steps", type=positive, help="of each member: of its environment, gradient steps on data")
+    add(
+        "--steps",
+        type=arguments.positive,
+        help="of each member: of its environment, gradient steps on data",
+    )
     add(
         "--data",
         metavar="FILE",
@@ -128,25 +137,25 @@ def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
     add(
         "--data-steps",
         metavar="N",
-        type=positive,
+        type=arguments.positive,
         help="learn from episodes drawn at random that hold about N recorded steps (default: all)",
     )
     add(
         "--reference",
         metavar="RANDOM,EXPERT",
-        type=two_numbers,
+        type=arguments.two_numbers,
         help="returns that scores lie between, as --reference=-20.3,3234.3 (default: the data's)",
     )
     add(
         "--evaluations",
-        type=few,
+        type=arguments.few,
         help="times to evaluate during training (default: 0; with --data 20)",
     )
-    add("--episodes", type=few, help="final evaluation episodes per member (default: 64)")
+    add("--episodes", type=arguments.few, help="final evaluation episodes per member (default: 64)")
     add(
         "--record",
         metavar="NAMES",
-        type=names,
+        type=arguments.names,
         help="what the environment reports besides rewards, to sum per episode: success,cost",
     )
 
@@ -157,25 +166,25 @@ def add_search(command: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--halving",
         metavar="ETA",
-        type=positive,
+        type=arguments.positive,
         help="train all settings briefly, go on with the best 1/ETA of them, and so on: 3",
     )
     method.add_argument(
         "--pbt",
         metavar="SHARE",
-        type=share,
+        type=arguments.share,
         help="population-based training: the worst SHARE of the members copy the best: 0.25",
     )
     command.add_argument(
         "--halving-from",
         metavar="STEPS",
-        type=positive,
+        type=arguments.positive,
         help="of each member before the first selection, at least",
     )
     command.add_argument(
         "--pbt-every",
         metavar="STEPS",
-        type=positive,
+        type=arguments.positive,
         help="of each member from one exchange to the next (default: a twentieth of the run)",
     )
 
@@ -193,7 +202,7 @@ def add_run(command: argparse.ArgumentParser) -> None:
     add(
         "--memory",
         metavar="BYTES",
-        type=nbytes,
+        type=arguments.nbytes,
         help="what a program may take on all devices, as in 8G (default: what they have)",
     )
     add_saving(command)
@@ -212,13 +221,13 @@ def add_saving(command: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint-every",
         metavar="SECONDS",
-        type=natural,
+        type=arguments.natural,
         default=60,
         help="time from one checkpoint to the next (default: 60)",
     )
     add(
         "--keep",
-        type=positive,
+        type=arguments.positive,
         default=2,
         help="newest checkpoints to keep, besides the best (default: 2)",
     )
@@ -240,7 +249,7 @@ def add_logging(command: argparse.ArgumentParser) -> None:
     add(
         "--log-member",
         metavar="I",
-        type=natural,
+        type=arguments.natural,
         help="TensorBoard and Weights & Biases get this member alone (default: the mean, and all)",
     )
 
@@ -258,8 +267,8 @@ def add_devices(command: argparse.ArgumentParser) -> None:
         help="one of several processes that find each other: SLURM, Kubernetes, TPU pods",
     )
     add("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 listens")
-    add("--num-processes", type=positive, help="how many processes there are")
-    add("--process-id", type=natural, help="which of them this is, from 0")
+    add("--num-processes", type=arguments.positive, help="how many processes there are")
+    add("--process-id", type=arguments.natural, help="which of them this is, from 0")
 
 
 def add_collect(command: argparse.ArgumentParser) -> None:
@@ -267,9 +276,14 @@ def add_collect(command: argparse.ArgumentParser) -> None:
     add("agent", metavar="AGENT", help="see `jaxrl list agents`")
     add("env", metavar="ENV", help="see `jaxrl list envs`")
     add("settings", metavar="key=value", nargs="*", default=[], help="a hyper-parameter of AGENT")
-    add("--steps", type=positive, help="environment steps of its training")
-    add("--size", type=positive, default=100_000, help="steps per dataset (default: 100000)")
-    add("--seed", type=natural, default=0, help="the seed (default: 0)")
+    add("--steps", type=arguments.positive, help="environment steps of its training")
+    add(
+        "--size",
+        type=arguments.positive,
+        default=100_000,
+        help="steps per dataset (default: 100000)",
+    )
+    add("--seed", type=arguments.natural, default=0, help="the seed (default: 0)")
     add("--out", type=Path, help="folder (default: data/ENV)")
 
 
@@ -277,11 +291,16 @@ def add_data(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("files", metavar="FILE", nargs="+", help="HDF5 in D4RL's layout, or minari:ID")
     add("--env", metavar="ENV", help="of which it is (default: as the file says)")
-    add("--gamma", type=discount, default=0.99, help="of the value of first states (default: 0.99)")
+    add(
+        "--gamma",
+        type=arguments.discount,
+        default=0.99,
+        help="of the value of first states (default: 0.99)",
+    )
     add(
         "--reference",
         metavar="RANDOM,EXPERT",
-        type=two_numbers,
+        type=arguments.two_numbers,
         help="returns between which scores are normalised (default: as the data says)",
     )
 
@@ -290,8 +309,8 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run", metavar="DIR", type=Path)
     add_member(command, "all")
-    add("--episodes", type=few, default=64, help="episodes per member (default: 64)")
-    add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
+    add("--episodes", type=arguments.few, default=64, help="episodes per member (default: 64)")
+    add("--seed", type=arguments.natural, default=0, help="of the episodes (default: 0)")
     add("--stochastic", action="store_true", help="sample actions instead of taking the best")
     add(
         "--data",
@@ -300,8 +319,13 @@ def add_eval(command: argparse.ArgumentParser) -> None:
         help="no episodes: the policies' value from recorded data, by fitted Q evaluation; with "
         "--stochastic by importance sampling as well",
     )
-    add("--gamma", type=discount, default=0.99, help="of that value (default: 0.99)")
-    add("--steps", type=positive, default=20_000, help="gradient steps for it (default: 20,000)")
+    add("--gamma", type=arguments.discount, default=0.99, help="of that value (default: 0.99)")
+    add(
+        "--steps",
+        type=arguments.positive,
+        default=20_000,
+        help="gradient steps for it (default: 20,000)",
+    )
     add_checkpoint(command)
 
 
@@ -311,8 +335,8 @@ def add_export(command: argparse.ArgumentParser) -> None:
     add("out", metavar="OUT", type=Path, help="a new folder")
     add_member(command, "the only one")
     add_checkpoint(command)
-    add("--episodes", type=few, default=64, help="to evaluate it by (default: 64)")
-    add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
+    add("--episodes", type=arguments.few, default=64, help="to evaluate it by (default: 64)")
+    add("--seed", type=arguments.natural, default=0, help="of the episodes (default: 0)")
     add(
         "--format",
         choices=("jaxrl", "jax"),
@@ -327,8 +351,13 @@ def add_render(command: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="NAME.gif, NAME.png, or of Brax NAME.html")
     add_member(command, "all, side by side")
     add_checkpoint(command)
-    add("--steps", type=positive, default=10_000, help="of an episode at most (default: 10,000)")
-    add("--seed", type=natural, default=0, help="of the episodes (default: 0)")
+    add(
+        "--steps",
+        type=arguments.positive,
+        default=10_000,
+        help="of an episode at most (default: 10,000)",
+    )
+    add("--seed", type=arguments.natural, default=0, help="of the episodes (default: 0)")
     add("--stochastic", action="store_true", help="sample actions instead of taking the best")
 
 
@@ -343,7 +372,7 @@ def add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint",
         metavar="newest | best | ITERATION",
-        type=checkpoint,
+        type=arguments.checkpoint,
         default="newest",
         help="one that is kept; best: by the mean return over members (default: newest)",
     )
@@ -353,7 +382,11 @@ def add_watch(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run", metavar="DIR", type=Path)
     add(
-        "--every", metavar="SECONDS", type=positive, default=5, help="between drawings (default: 5)"
+        "--every",
+        metavar="SECONDS",
+        type=arguments.positive,
+        default=5,
+        help="between drawings (default: 5)",
     )
 
 
@@ -371,7 +404,7 @@ def add_plot(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--reference",
         metavar="ENV=LOW,HIGH",
-        type=env_reference,
+        type=arguments.env_reference,
         action="append",
         help="returns that scores of an environment are 0 and 1 at (default: the least and the "
         "highest of the runs)",
@@ -411,102 +444,3 @@ COMMANDS = {
     "reproduce": (add_reproduce, "list the studies, or run some and write their results"),
     "list": (add_list, "list agents, environments, recipes, or what one AGENT or ENV takes"),
 }
-
-
-def natural(text: str) -> int:
-    """A whole number from 0 up, also written 1e5."""
-    try:
-        value = values.whole(text)
-    except (ValueError, OverflowError):
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 up")
-    if value >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is too large, it must be at most {2**32 - 1:,}")
-    return value
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 up, also written 1e5."""
-    if natural(text) == 0:
-        raise argparse.ArgumentTypeError("0 is too small, it must be at least 1")
-    return natural(text)
-
-
-def few(text: str) -> int:
-    """A whole number from 1 up to a million: of what is all kept in memory."""
-    value = positive(text)
-    if value > 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text} is too large, it must be at most 1,000,000")
-    return value
-
-
-def nbytes(text: str) -> int:
-    """Bytes, as in 8G."""
-    try:
-        value = values.size(text)
-    except (ValueError, OverflowError):
-        value = 0
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of bytes, such as 500M or 8G")
-    return value
-
-
-def checkpoint(text: str) -> str | int:
-    """Which checkpoint: "newest", "best" or the iteration after which it was saved."""
-    if text in ("newest", "best"):
-        return text
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not newest, best or an iteration's number")
-    return natural(text)
-
-
-def discount(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return value
-
-
-def share(text: str) -> float:
-    """A number above 0, at most 1/2."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 0.5:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 up to 0.5")
-    return value
-
-
-def two_numbers(text: str) -> tuple[float, float]:
-    """Two different numbers joined by a comma."""
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        low = high = 0.0
-    if low == high or not math.isfinite(low) or not math.isfinite(high):
-        raise argparse.ArgumentTypeError(
-            f"{text} is not two different numbers, such as -20.3,3234.3"
-        )
-    return low, high
-
-
-def env_reference(text: str) -> tuple[str, tuple[float, float]]:
-    """An environment and two different numbers."""
-    env, equals, ends = text.rpartition("=")
-    if not equals or not env:
-        raise argparse.ArgumentTypeError(f"{text} is not ENV=LOW,HIGH, such as CartPole-v1=20,500")
-    return env, two_numbers(ends)
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Names joined by commas."""
-    words = tuple(text.split(","))
-    if not all(words) or len(set(words)) < len(words):
-        raise argparse.ArgumentTypeError(f"{text} is not a list of names, such as success,cost")
-    return words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import numbers
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -125,7 +124,7 @@ def sweep(
             folder = checkpoints.of_batch(batch.number) if checkpoints else None
             run = train_batch(batch, schedule, own, folder, data_parallel=data_parallel)
             if batch_size is None and len(batch.members) < batch.program_size:
-                run = dataclasses.replace(run, state=batch.agents.without_replay(run.state))
+                run = run.without_replay()
             trained.append((batch.members, run))
             if run.interrupted:
                 break
