@@ -1,4 +1,4 @@
-"""The loop of sequence policies: prompts, answers to each, a verifier, advantages, learn, forget."""
+"""The loop of sequence policies: prompts, answers to each, a verifier, advantages, a lesson."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Batch(NamedTuple):
 
 
 class Sequence(Agent):
-    """Each iteration has `group_size` answers written to `num_prompts` prompts and learns from them.
+    """Each iteration writes `group_size` answers to each of `num_prompts` prompts and learns.
 
     A subclass implements `advantages` and `loss`; one that does not learn from advantages overrides
     `batch` instead of the former.
@@ -179,9 +179,7 @@ class Sequence(Agent):
                 f"group_size {self.group_size}"
             )
         if self.network == "transformer" and self.width % self.heads:
-            raise ValueError(
-                f"{self.name}: heads={self.heads} does not divide width={self.width}"
-            )
+            raise ValueError(f"{self.name}: heads={self.heads} does not divide width={self.width}")
         if self.network == "tabular":
             rows = number_of_rows(self.vocabulary, self.length)
             if rows > MOST_ROWS:
@@ -351,9 +349,7 @@ class Sequence(Agent):
         if self.pretraining_steps and hasattr(self.env, "prompt"):
             params = self.pretrained(params, derive(key, Tag.INIT, 1))
         memory = self.init_memory(derive(key, Tag.INIT, 2))
-        return SequenceState(
-            key, params, self.optimizer().init(params), copy_of(params), memory
-        )
+        return SequenceState(key, params, self.optimizer().init(params), copy_of(params), memory)
 
     def step(
         self, state: SequenceState, t: jax.Array
@@ -441,12 +437,11 @@ class Sequence(Agent):
         """The policy of another method's state, also as the reference; all else is fresh."""
         fresh = self.init(derive(getattr(state, "key", jax.random.key(0)), Tag.ADOPT))
         learnt = getattr(state, "params", None)
-        shapes = [
-            [(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (learnt, fresh.params)
+        same = [
+            (str(jax.tree.structure(tree)), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
+            for tree in (learnt, fresh.params)
         ]
-        if jax.tree.structure(learnt) != jax.tree.structure(fresh.params) or (
-            shapes[0] != shapes[1]
-        ):
+        if same[0] != same[1]:
             return super().adopt(state)
         return fresh._replace(params=learnt, reference=copy_of(learnt))
 

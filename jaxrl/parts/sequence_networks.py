@@ -34,7 +34,7 @@ class Outputs(NamedTuple):
 
 
 class Gru(nn.Module):
-    """Embedding -> GRU (Cho et al. 2014) -> linear head, small, so that it is near uniform at first.
+    """Embedding -> GRU (Cho et al. 2014) -> linear head, near uniform at first.
 
     Attributes:
         vocabulary: V.
@@ -105,7 +105,7 @@ class Block(nn.Module):
     def attend(
         self, x: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array
     ) -> jax.Array:
-        """x (B, N, W) with what its queries find among M keys; `seen` (N, M) says where they may look."""
+        """x (B, N, W) with what its queries find among M keys, where `seen` (N, M) lets them."""
         scores = jnp.einsum("bnhd,bmhd->bhnm", query, key) / query.shape[-1] ** 0.5
         weights = jax.nn.softmax(jnp.where(seen, scores, -1e9))
         found = jnp.einsum("bhnm,bmhd->bnhd", weights, value)
@@ -175,7 +175,8 @@ class Transformer(nn.Module):
         x = self.embedding(tokens) + self.positions(jnp.arange(size))
         seen = jnp.tril(jnp.ones((size, size), bool))
         for block in self.blocks:
-            x = block.attend(x, *block.project(x), seen)
+            query, key, value = block.project(x)
+            x = block.attend(x, query, key, value, seen)
         hidden = self.norm(x)
         return Outputs(self.logits(hidden), hidden)
 

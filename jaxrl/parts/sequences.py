@@ -50,7 +50,7 @@ def masked_mean(x: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.A
     >>> float(masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1.0, 1.0, 0.0])))
     2.0
     """
-    total = jnp.where(mask > 0, x * mask, 0).sum(axis)
+    total = jnp.where(mask > 0, x, 0).sum(axis)
     return total / jnp.maximum(mask.sum(axis), 1)
 
 
@@ -72,7 +72,7 @@ def mean_of_tokens(x: jax.Array, mask: jax.Array, weigh: str) -> jax.Array:
     counts = jnp.maximum((mask.sum(axis=-1) > 0).sum(), 1)
     if weigh == "answer":
         return masked_mean(x, mask, axis=-1).sum() / counts
-    return jnp.where(mask > 0, x * mask, 0).sum() / counts
+    return jnp.where(mask > 0, x, 0).sum() / counts
 
 
 # Advantages -------------------------------------------------------------------------------------
