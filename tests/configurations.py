@@ -40,9 +40,11 @@ OWN: dict[str, dict[str, Any]] = {
     "abs": {"min_steps": 4, "max_steps": 8},
     "grpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "mixturesac": {"num_components": 2},
+    "poise": {"num_prompts": 2, "group_size": 2, "width": 4, "probe_batches": 2},
     "recurrentppo": {"core_size": 4},
     "sft": {"num_prompts": 2, "group_size": 2, "width": 4},
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
+    "vpo": {"num_prompts": 2, "group_size": 2, "width": 4},
 }
 ITERATIONS = 6
 BODY = "tests.configurations:doubled"  # a network of one's own
