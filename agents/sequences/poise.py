@@ -98,10 +98,14 @@ class POISE(Sequence):
         advantage = (error - error.mean()) / (error.std() + SPREAD) if self.whiten else error
         centred, spread = reward - reward.mean(), reward.var()
         spread = jnp.where(spread > 0, spread, jnp.nan)
-        return advantage, probe, {
-            "explained_variance": 1 - error.var() / spread,
-            "explainable_variance": (centred * others_mean(centred)).mean() / spread,
-        }
+        return (
+            advantage,
+            probe,
+            {
+                "explained_variance": 1 - error.var() / spread,
+                "explainable_variance": (centred * others_mean(centred)).mean() / spread,
+            },
+        )
 
     def loss(
         self, params: Any, batch: Batch, key: jax.Array

@@ -85,11 +85,15 @@ class VPO(Sequence):
         if rewards.ndim == 3:  # an answer is a set of one
             rewards = rewards[:, :, None]
         score = set_score(rewards, self.weights(key)[:, None])
-        return group_z_score(score), state.memory, {
-            "set_score": score.mean(),
-            "non_dominated": non_dominated(rewards).sum(-1).mean(dtype=jnp.float32),
-            "group_spread": has_spread(score).mean(dtype=jnp.float32),
-        }
+        return (
+            group_z_score(score),
+            state.memory,
+            {
+                "set_score": score.mean(),
+                "non_dominated": non_dominated(rewards).sum(-1).mean(dtype=jnp.float32),
+                "group_spread": has_spread(score).mean(dtype=jnp.float32),
+            },
+        )
 
     def loss(
         self, params: Any, batch: Batch, key: jax.Array

@@ -20,6 +20,8 @@ STUDIES = (
     "memory",
     "noisy_clip",
     "retry",
+    "sequence_gradients",
+    "vector_rewards",
     "search",
     "speed",
 )

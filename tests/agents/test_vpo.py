@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, stats
 
 from agents.sequences.vpo import VPO
-from envs_jax.sequences import Parity, Pareto, Sum
+from envs_jax.sequences import Pareto, Parity, Sum
 from jaxrl.loops.sequence import Answers, SequenceState
 from jaxrl.parts.sequences import Verdict, best_of, group_z_score, non_dominated, set_score
 
@@ -45,7 +45,7 @@ def test_the_expectation_by_quadrature(concentration):
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
     scores = np.asarray(set_score(jnp.asarray(rewards), weights.reshape(-1, 2)))
     assert float(scores) == pytest.approx(exact, abs=0.005)
-    assert exact > (rewards.mean(1)).max() + 0.02  # not the best by mean weights
+    assert exact > rewards.mean(1).max() + 0.01  # not the best by mean weights
 
 
 def test_sets_have_no_order_and_jensen():
@@ -56,7 +56,8 @@ def test_sets_have_no_order_and_jensen():
     for order in itertools.permutations(range(3)):
         np.testing.assert_allclose(set_score(rewards[:, jnp.asarray(order)], weights), score)
     by_mean = (rewards @ weights.mean(0)).max(-1)
-    assert (score > by_mean).all()
+    assert (score >= by_mean - 1e-6).all()
+    assert (score > by_mean + 0.01).any()
     alike = jnp.broadcast_to(rewards[:, :1], rewards.shape)
     np.testing.assert_allclose(set_score(alike, weights), alike[:, 0] @ weights.mean(0), rtol=1e-6)
     loop = [np.mean([max(float(w @ r) for r in rs) for w in weights]) for rs in rewards]
