@@ -51,8 +51,8 @@ class SequenceGradients(study.Study):
     name = "sequence_gradients"
     title = "Gradients of sequence policies"
     paper = (
-        "Choi et al. 2026 (POISE); Shao et al. 2024 (GRPO); Ahmadian et al. 2024 (RLOO); Liu et al. "
-        "2025 (Dr. GRPO)."
+        "Choi et al. 2026 (POISE); Shao et al. 2024 (GRPO); Ahmadian et al. 2024 (RLOO); Liu et "
+        "al. 2025 (Dr. GRPO)."
     )
     question = (
         "Which baselines leave the gradient of the expected reward unbiased, how much does it vary "
