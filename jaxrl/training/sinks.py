@@ -37,7 +37,7 @@ class JsonLines(Callback):
         self.path = Path(path)
 
     def __call__(self, progress: Progress, states: Any | None) -> None:
-        line = {
+        line: dict[str, Any] = {
             "batch": progress.batch,
             "members": len(progress.members),
             "iteration": progress.iteration,
