@@ -107,8 +107,6 @@ WITHOUT = {
     "sft": "its network reads tokens, not observations",
     "grpo": "its network reads tokens, not observations",
 }
-
-
 WITH = [*(name for name in configurations.NAMES if name not in WITHOUT), "fqe"]
 
 
