@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, Tag, derive, static, traced
+from jaxrl.agent import OWN, Policy, Tag, derive, static, traced
 from jaxrl.loops.on_policy import OnPolicy, OnPolicyState
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.memory import RecurrentNetwork
+from jaxrl.parts.networks import body_of, require_body
 from jaxrl.parts.normalize import RewardScale, RunningMoments
 from jaxrl.parts.optimize import clipped_adam, learn_if, linear_schedule, minibatch_epochs
 from jaxrl.parts.returns import bootstrap_values, gae
@@ -59,7 +60,9 @@ class RecurrentPPO(OnPolicy):
     entropy_coef: float = traced(0.01, "[0, inf)", "weight of the entropy bonus")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
     max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
     hidden_sizes: tuple[int, ...] = static((64,), "[1, inf)", "widths before the core")
     activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
@@ -81,6 +84,7 @@ class RecurrentPPO(OnPolicy):
             )
         if self.network == "cnn":
             spaces.require_image(self.obs_shape, self.name)
+        require_body(self.network, self.obs_shape, self.name)
 
     @property
     def length(self) -> int:
@@ -96,6 +100,7 @@ class RecurrentPPO(OnPolicy):
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
         )
 
     def read(
