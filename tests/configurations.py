@@ -38,6 +38,7 @@ OWN: dict[str, dict[str, Any]] = {
     "mixturesac": {"num_components": 2},
     "recurrentppo": {"core_size": 4},
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
+    "wpo": {"num_samples": 2, "num_components": 2},
 }
 ITERATIONS = 6
 BODY = "tests.configurations:doubled"  # a network of one's own
