@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrl
 from agents.off_policy.wpo import (
     WPO,
     divergence,
@@ -17,19 +18,29 @@ from agents.off_policy.wpo import (
 )
 from jaxrl.parts.distributions import Normal, TanhMixture
 from jaxrl.parts.replay import Batch
+from jaxrl.spaces import from_box
 from tests.helpers import assert_same
-from tests.probes import ConstantReward
-
-pytestmark = pytest.mark.usefixtures("float64")
+from tests.probes import CHOICE, GAMMA, MATCH, ConstantReward, any_of, known_answers, settings
 
 KEY = jax.random.key(0)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(20)  # exact for polynomials of degree 39
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
+SMALL = {
+    "num_updates": 2,
+    "batch_size": 64,
+    "buffer_size": 4096,
+    "learning_starts": 256,
+    "learning_rate": 3e-3,
+    "hidden_sizes": (16,),
+    "num_samples": 2,
+    "target_period": 20,
+    "max_std_kl": 1e-3,
+}
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
+@pytest.fixture(autouse=True)
+def float64(request):
+    with jax.enable_x64("known_answers" not in request.node.name):
         yield
 
 
@@ -298,3 +309,28 @@ def test_targets_are_copied_and_duals_follow_their_limits():
     assert metrics["mean_kl"] > agent.max_mean_kl
     assert metrics["std_kl"] > agent.max_std_kl
     assert (apart.log_duals > learner.log_duals).all()
+
+
+# Learning ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_reaches_the_known_answers():
+    """Values of the probes under the best policy, and the best actions."""
+    rows = known_answers(continuous=True)
+    env = any_of(rows)
+    agent = WPO(env, env.default_params, total_steps=8 * 2500, gamma=GAMMA, **SMALL)
+    population = jaxrl.sweep(agent, settings(rows))
+    for i, row in enumerate(rows):
+        if i in (CHOICE, MATCH):
+            continue
+        run = population[i]
+        obs = jnp.array(row.observations)[:, None]
+        action = jax.vmap(run.agent.policy(run.state))(obs, jax.random.split(KEY, len(obs)))
+        action = from_box(run.agent.action_space, action)
+        actual = run.agent.q_values(run.state.learner.critics, obs, action).mean(0)
+        expected = np.max(row.q, axis=1)
+        np.testing.assert_allclose(actual, expected, rtol=0.05, atol=0.1, err_msg=str(i))
+    returns = population.evaluate(episodes=32).returns.mean(axis=1)
+    assert returns[CHOICE] > -0.4  # of the best action 1.5 in [-2, 2]; a clipped one has -0.5
+    assert returns[MATCH] > -0.2
