@@ -234,13 +234,12 @@ def draw(cells: Mapping[str, Any]) -> Figure:
         curves.draw(row[1], of_env, "temperature", "mean temperature")
         row[1].set_yscale("log")
         row[1].legend(frameon=False, fontsize="small")
-        for place, (agent, cell) in enumerate(of_env.items()):
+        for place, cell in enumerate(of_env.values()):
             for states, marker, shift in (("visited", "o", -0.12), ("random", "s", 0.12)):
                 pairs = cell["measures"][f"log10_kl_at_{states}_states"]
                 label = f"{states} states" if place == 0 else None
-                colour = f"C{list(AGENTS).index(agent)}"
                 places = np.full(len(pairs), place + shift)
-                row[2].scatter(places, pairs, s=16, marker=marker, color=colour, label=label)
+                row[2].scatter(places, pairs, s=16, marker=marker, color=f"C{place}", label=label)
         row[2].set_xticks(range(len(of_env)), of_env)
         row[2].set(ylabel="log10 KL of two runs", xlim=(-0.5, len(of_env) - 0.5))
         row[2].spines[["top", "right"]].set_visible(False)
