@@ -28,10 +28,10 @@ from jax import lax
 from jaxrl import spaces
 from jaxrl.agent import Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
-from jaxrl.parts.distributions import Normal, TanhMixture
+from jaxrl.parts.distributions import TanhMixture
 from jaxrl.parts.losses import td_target
 from jaxrl.parts.networks import Network
-from jaxrl.parts.optimize import copy_of, descend
+from jaxrl.parts.optimize import copy_of, descend, scale_gradient
 from jaxrl.parts.replay import Batch, valid_mean
 
 LOG_STD_RANGE = (-5.0, 2.0)  # that the components' log-deviations are clipped to
@@ -183,7 +183,7 @@ class WPO(Learner):
             flow = velocity(dist, self.min_q(critics, batch.obs), self.temperature, u)
             if self.squash_gradient:
                 flow = jnp.cbrt(flow)
-            divergences = jnp.stack([kl.mean() for kl in divergence(target_dist, dist)])
+            divergences = jnp.stack([kl.mean() for kl in target_dist.joint_kl(dist)])
             penalty = (jnp.exp(learner.log_duals) * divergences).sum()
             entropy = -(weight * jax.vmap(dist.pre_tanh_log_prob)(u)).sum(axis=0).mean()
             loss = flow_loss(natural(dist), u, flow, weight) + penalty
@@ -289,27 +289,7 @@ def natural(dist: TanhMixture) -> TanhMixture:
     variance = jnp.exp(2 * dist.log_std) / weight[..., None]
     logits = dist.logits - dist.logits.mean(axis=-1, keepdims=True)
     return TanhMixture(
-        _scaled(logits, 1 / weight),
-        _scaled(dist.mean, variance),
-        _scaled(dist.log_std, variance / 2),
+        scale_gradient(logits, 1 / weight),
+        scale_gradient(dist.mean, variance),
+        scale_gradient(dist.log_std, variance / 2),
     )
-
-
-def _scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """x, with its gradient times `factor`."""
-    return x + lax.stop_gradient(factor - 1) * (x - lax.stop_gradient(x))
-
-
-def divergence(old: TanhMixture, new: TanhMixture) -> tuple[jax.Array, jax.Array]:
-    """KL(old || new) (B,) in two parts: by weights and means alone, and by deviations alone.
-
-    Exact for one normal if but one of them has changed. Of mixtures it is that of actions and
-    components jointly, which is no less than that of actions (the data-processing inequality).
-    """
-    log_weights = jax.nn.log_softmax(old.logits)
-    weights = jnp.exp(log_weights)
-    start = Normal(old.mean, old.log_std)
-    by_means = start.kl(Normal(new.mean, old.log_std))
-    by_stds = start.kl(Normal(old.mean, new.log_std))
-    by_weights = log_weights - jax.nn.log_softmax(new.logits)
-    return (weights * (by_weights + by_means)).sum(axis=-1), (weights * by_stds).sum(axis=-1)

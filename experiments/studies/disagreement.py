@@ -86,8 +86,8 @@ class Disagreement(study.Study):
         history, steps = population.history, settings["steps"]
         returns = curves.binned(history.env_steps, history.metrics["episode_return"], steps)
         heat = curves.binned(history.env_steps, history.metrics["temperature"], steps)
-        measures = {
-            "final_return": population.evaluate().returns.mean(axis=1),
+        measures: dict[str, np.ndarray] = {
+            "final_return": np.asarray(population.evaluate().returns).mean(axis=1),
             "last_temperature": heat[:, -1],
             "last_entropy": history.metrics["entropy"][:, -1],
         }

@@ -71,8 +71,8 @@ class Wasserstein(study.Study):
 
     def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
         if scale == "quick":
-            small = {"num_envs": 4, "num_updates": 1, "batch_size": 16, "learning_starts": 64}
-            small |= {"hidden_sizes": [8]}
+            small: dict[str, Any] = {"num_envs": 4, "num_updates": 1, "batch_size": 16}
+            small |= {"learning_starts": 64, "hidden_sizes": [8]}
             wpo = AGENTS["WPO"][1] | small
             flow = BANDIT | ESTIMATORS["WPO"][1] | small
             return {
@@ -125,12 +125,15 @@ class Wasserstein(study.Study):
                 for interval in gain("bandit/WPO", [f"bandit/{other}"], f"distance_at_{t:g}")(cells)
             ]
 
+        def beside_sac(env: str) -> Any:
+            return lambda cells: [disagreement.relative(cells, env, "WPO", "SAC")]
+
         temperatures = ", ".join(f"{t:g}" for t in TEMPERATURES)
         return [
             *(
                 Claim(
                     f"WPO returns what SAC does within {LESS:.0%} on {env}; share more",
-                    lambda cells, env=env: [disagreement.relative(cells, env, "WPO", "SAC")],
+                    beside_sac(env),
                     low=-LESS,
                     high=LESS,
                 )
