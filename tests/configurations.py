@@ -43,6 +43,7 @@ OWN: dict[str, dict[str, Any]] = {
     "recurrentppo": {"core_size": 4},
     "sft": {"num_prompts": 2, "group_size": 2, "width": 4},
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
+    "wpo": {"num_samples": 2, "num_components": 2},
 }
 ITERATIONS = 6
 BODY = "tests.configurations:doubled"  # a network of one's own

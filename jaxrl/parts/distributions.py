@@ -267,6 +267,25 @@ class TanhMixture(NamedTuple):
         edge = 1 - jnp.finfo(action.dtype).eps
         return self.pre_tanh_log_prob(jnp.arctanh(jnp.clip(action, -edge, edge)))
 
+    def joint_kl(self, other: TanhMixture) -> tuple[jax.Array, jax.Array]:
+        """KL(self || other) of component and action in two parts (...), as trust regions hold them.
+
+        First that by weights and means, with the deviations of `self`; then that by deviations,
+        with its weights and means. Where but one of these has changed it is exact; for actions
+        alone, whose component is not seen, it is no less than KL (the data-processing inequality).
+
+        >>> start = TanhMixture(jnp.zeros(1), jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+        >>> [float(x) for x in start.joint_kl(start._replace(mean=jnp.ones((1, 1))))]
+        [0.5, 0.0]
+        """
+        log_weights = jax.nn.log_softmax(self.logits)
+        weights = jnp.exp(log_weights)
+        normals = Normal(self.mean, self.log_std)
+        by_weights = log_weights - jax.nn.log_softmax(other.logits)
+        by_means = normals.kl(Normal(other.mean, self.log_std))
+        by_stds = normals.kl(Normal(self.mean, other.log_std))
+        return (weights * (by_weights + by_means)).sum(axis=-1), (weights * by_stds).sum(axis=-1)
+
 
 def take_component(x: jax.Array, k: jax.Array) -> jax.Array:
     """Row k (...) of x (..., K, D), shape (..., D).
