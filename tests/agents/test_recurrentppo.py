@@ -64,9 +64,9 @@ def collected(request):
     kept = {}
 
     class Spy(RecurrentPPO):
-        def improve_by(self, learner, batch, key, progress):
+        def improve(self, params, opt_state, batch, key, progress):
             kept["batch"] = batch
-            return super().improve_by(learner, batch, key, progress)
+            return super().improve(params, opt_state, batch, key, progress)
 
     spy = Spy(agent.env, agent.env_params, **{h.name: getattr(agent, h.name)
                                               for h in agent.hyperparameters()})  # fmt: skip
