@@ -60,7 +60,9 @@ def test_a_sequence_reads_as_its_steps_one_by_one(core):
 def collected(request):
     """An agent and the sequences of its second rollout, in which episodes end."""
     length, core = request.param
-    agent = recurrent(SignedLimit(limit=3), sequence_length=length, core=core)
+    # With values that are normalised, they are still those that the network gives.
+    options = {"sequence_length": length, "core": core, "normalize_values": core == "lstm"}
+    agent = recurrent(SignedLimit(limit=3), **options)
     kept = {}
 
     class Spy(RecurrentPPO):

@@ -177,10 +177,10 @@ def test_beta_is_scipy_s_on_the_box():
     alone = Beta(dist.alpha[:, None], dist.beta[:, None])
     action = np.linspace(-0.99, 0.99, 23)[:, None]
     log_prob = alone.log_prob(jnp.asarray(action)[..., None])
-    np.testing.assert_allclose(log_prob, reference.logpdf(action), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(alone.entropy(), reference.entropy(), rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(log_prob, reference.logpdf(action), rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(alone.entropy(), reference.entropy(), rtol=1e-7, atol=1e-7)
     together = dist.log_prob(jnp.broadcast_to(jnp.asarray(action), (23, 4)))
-    np.testing.assert_allclose(together, reference.logpdf(action).sum(-1), rtol=1e-9)
+    np.testing.assert_allclose(together, reference.logpdf(action).sum(-1), rtol=1e-7)
     assert dist.entropy() == pytest.approx(reference.entropy().sum())
 
 
