@@ -150,15 +150,17 @@ def require(space: Any, kind: str, agent: str, env: Any) -> None:
 
 
 def part_shape(env: Any, shape: tuple[int, ...], name: str, field: str) -> tuple[int, ...]:
-    """Shape of a part of one observation (*shape).
+    """Shape of a part of one observation (*shape); where the environment has no `slices`, of all.
 
-    Raises: ValueError (one line) where the environment's `slices` name none.
+    Raises: ValueError (one line) where its `slices` do not name the part.
     """
-    parts = getattr(env, "slices", {})
+    parts = getattr(env, "slices", None)
+    if parts is None:
+        return shape
     if name and name not in parts:
         raise ValueError(
             f"{field}={name!r} is no part of the observations of {name_of(env)}: "
-            f"it has {', '.join(parts) or 'none'}"
+            f"it has {', '.join(parts)}"
         )
     return tuple(part(env, np.broadcast_to(0.0, shape), name).shape)
 

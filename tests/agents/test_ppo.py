@@ -348,7 +348,7 @@ def test_deviations_may_depend_on_the_state_and_actions_be_squashed():
         ),
         (
             {"critic_observation": "state"},
-            "ppo: critic_observation='state' is no part of the observations of ActionChoice: it",
+            "critic_observation='state' has no effect where the environment names no parts",
         ),
     ],
 )
