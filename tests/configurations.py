@@ -148,6 +148,8 @@ def other_values(h: Hyperparameter, agent: Agent) -> list[Any]:
     if h.type is tuple:
         return [(*value, 3), value[1:]]
     if h.type is str:
+        if h.valid is None:
+            return ["part"]
         assert isinstance(h.valid, tuple)
         words = [BODY if choice == jaxrl.agent.OWN else choice for choice in h.valid]
         return [word for word in words if word != value]
