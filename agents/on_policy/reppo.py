@@ -19,6 +19,7 @@ import optax
 from jaxrl import spaces
 from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
+from jaxrl.parts.distributions import Categorical
 from jaxrl.parts.losses import action_value
 from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import (
@@ -59,6 +60,9 @@ class RePPO(OnPolicy):
         would be learnt.
         """
         return self.make_actor()
+
+    def distribution(self, params: Any, obs: jax.Array) -> Categorical:
+        return Categorical(self.make_actor().apply(params["actor"], obs))
 
     def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
         return self.make_critic().apply(params["critic"], obs)

@@ -226,15 +226,16 @@ def population(env: str, settings: dict[str, Any]) -> dict[str, list[float]]:
     for turn in range(1 + settings["rounds"]):
         for name in TURNS:
             request = Request(name, env, settings["hyperparameters"], steps=steps)
-            agent, programs = assemble(request).agent, []
+            agent = assemble(request).agent
+            programs: list[str] = []
             begin = time.process_time()
             jaxrl.sweep(agent, seeds=members, announce=programs.append)
             microseconds = 1e6 * (time.process_time() - begin) / (steps * members)
             if turn:
                 measures.setdefault(f"{name}_microseconds", []).append(microseconds)
             else:
-                programs = [line for line in programs if line.startswith("program")]
-                measures[f"{name}_programs"] = [float(len(programs))]
+                announced = sum(line.startswith("program") for line in programs)
+                measures[f"{name}_programs"] = [float(announced)]
     trpo, ppo = (np.asarray(measures[f"{name}_microseconds"]) for name in TURNS)
     measures["trpo_over_ppo"] = (trpo / ppo).tolist()
     return {k: [float(f"{x:.4g}") for x in values] for k, values in measures.items()}

@@ -209,7 +209,8 @@ def descend_epochs(
     (params, opt_state), steps = minibatch_epochs(
         key, update, (params, opt_state), batch, num_epochs, num_minibatches
     )
-    return params, opt_state, *jax.tree.map(jnp.mean, steps)
+    loss, aux = jax.tree.map(jnp.mean, steps)
+    return params, opt_state, loss, aux
 
 
 def require_minibatches(num_minibatches: int, num_envs: int, num_steps: int, agent: str) -> None:
