@@ -118,6 +118,9 @@ class ActiveSampling(study.Study):
                 for share in shares
             ]
 
+        def variance(env: str) -> Any:
+            return lambda cells: [Interval.of(cells[f"{env}/aisac"]["variance_ratio"])]
+
         bandits = [
             Claim(
                 f"With a share of {share:g} of the policy variance is {', '.join(numbers)} of that "
@@ -147,12 +150,14 @@ class ActiveSampling(study.Study):
                 each("largest_ratio", ["raw peaked"], 0.0),
                 low=100.0,
             ),
-            Claim(
-                "While AISAC learns, its gradient varies less than that of its own samples",
-                lambda cells: [
-                    Interval.of(cells[f"{env}/aisac"]["variance_ratio"]) for env in ENVS
-                ],
-                high=1.0,
+            *(
+                Claim(
+                    f"{env}: while AISAC learns, its gradient varies less than that of its own "
+                    "samples",
+                    variance(env),
+                    high=1.0,
+                )
+                for env in ENVS
             ),
         ]
         others = {"own samples": "itself with its own samples", "a2c": "A2C", "ppo": "PPO"}
