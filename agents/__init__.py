@@ -25,12 +25,16 @@ AGENTS = {
     "sac": "off_policy.sac:SAC",
     "mixturesac": "off_policy.mixturesac:MixtureSAC",
     "softgac": "off_policy.softgac:SoftGAC",
+    "wpo": "off_policy.wpo:WPO",
+    "qed": "off_policy.qed:QED",
     "cql": "offline.cql:CQL",
     "discretecql": "offline.discretecql:DiscreteCQL",
     "bc": "offline.bc:BC",
     "td3bc": "offline.td3bc:TD3BC",
     "iql": "offline.iql:IQL",
     "awac": "offline.awac:AWAC",
+    "sft": "sequences.sft:SFT",
+    "grpo": "sequences.grpo:GRPO",
 }
 
 
