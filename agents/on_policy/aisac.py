@@ -80,7 +80,7 @@ class AISAC(OnPolicy):
         """Its last layer is zero: the active policy begins as the policy."""
         return self.make_actor().clone(outputs=self.residual_size, output_scale=0.0)
 
-    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+    def distribution(self, params: Any, obs: Any) -> Any:
         return super().distribution(params["policy"], obs)
 
     def residual(self, active: Any, obs: Any) -> jax.Array:

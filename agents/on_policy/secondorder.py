@@ -34,6 +34,7 @@ class SecondOrder(OnPolicy):
     """Second-order actor-critic: Newton steps on the policy's Hessian (ACGN1, ACGN2)."""
 
     takes_masks = True
+    forward_mode = True
 
     curvature: str = static(
         "surrogate", ("surrogate", "log_prob"), "Hessian of: the surrogate (ACGN1), Q log pi (2)"
@@ -53,7 +54,7 @@ class SecondOrder(OnPolicy):
         super().check()
         require_minibatches(self.num_minibatches, self.num_envs, self.num_steps, self.name)
 
-    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+    def distribution(self, params: Any, obs: Any) -> Any:
         return super().distribution(params["policy"], obs)
 
     def optimizer(self) -> optax.GradientTransformation:

@@ -27,6 +27,7 @@ class TRPO(OnPolicy):
     """Trust region policy optimization: natural gradients, no step beyond a KL divergence."""
 
     takes_masks = True
+    forward_mode = True
 
     max_kl: float = traced(0.01, "(0, inf)", "mean KL divergence of an update is at most this")
     damping: float = traced(0.1, "[0, inf)", "times the identity, added to the Fisher matrix")
@@ -44,7 +45,7 @@ class TRPO(OnPolicy):
         super().check()
         require_minibatches(self.num_minibatches, self.num_envs, self.num_steps, self.name)
 
-    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+    def distribution(self, params: Any, obs: Any) -> Any:
         return super().distribution(params["policy"], obs)
 
     def optimizer(self) -> optax.GradientTransformation:

@@ -55,6 +55,8 @@ class OnPolicy(Agent):
     of "critic", unless it has an `init_params`, a `distribution` and a `value` of its own.
     """
 
+    forward_mode = False  # whether the policy's network is differentiated by `jax.jvp`
+
     num_envs: int = static(64, "[1, inf)", "environments stepped in parallel")
     num_steps: int = static(128, "[1, inf)", "steps per environment and iteration")
     gamma: float = traced(0.99, "[0, 1]", "discount")
@@ -103,10 +105,11 @@ class OnPolicy(Agent):
             conv_features=16 if self.network == "cnn" else 0,
             body=body_of(self.network),
             output_scale=0.01,
+            forward_mode=self.forward_mode,
         )
 
     def make_critic(self) -> Network:
-        return self.make_actor().clone(outputs=1, output_scale=1.0)
+        return self.make_actor().clone(outputs=1, output_scale=1.0, forward_mode=False)
 
     def init_policy(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
         """Fresh parameters of the policy: "actor", and of continuous actions "log_std" (D,)."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import orthogonal
 
-from jaxrl.parts.networks import ACTIVATIONS, features, patches_3x3
+from jaxrl.parts.networks import ACTIVATIONS, dense_product, features, patches_3x3
 from jaxrl.parts.rollout import where_done
 
 CORES = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
@@ -68,8 +68,12 @@ class RecurrentNetwork(nn.Module):
         """
         activation = ACTIVATIONS[self.activation]
 
+        def dense(width: int, scale: float, **name: str) -> nn.Dense:
+            kernel_init = orthogonal(scale)
+            return nn.Dense(width, kernel_init=kernel_init, dot_general=dense_product, **name)
+
         def layer(width: int, x: jax.Array) -> jax.Array:
-            return activation(nn.Dense(width, kernel_init=orthogonal(2**0.5))(x))
+            return activation(dense(width, 2**0.5)(x))
 
         x = jnp.asarray(obs, jnp.float32)
         if self.conv_features:
@@ -85,8 +89,8 @@ class RecurrentNetwork(nn.Module):
         scan = nn.scan(advance, variable_broadcast="params", split_rngs={"params": False})
         memory, x = scan(CORES[self.core](self.core_size, name="core"), memory, (x, starts))
         # The actor's last layer is small, so that it is near uniform at first.
-        output = nn.Dense(self.outputs, kernel_init=orthogonal(0.01), name="actor")(x)
+        output = dense(self.outputs, 0.01, name="actor")(x)
         if not values:
             return memory, output, None
-        value = nn.Dense(1, kernel_init=orthogonal(1.0), name="critic")(x)
+        value = dense(1, 1.0, name="critic")(x)
         return memory, output, value[..., 0]

@@ -5,9 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 
+from jaxrl.parts import networks
 from jaxrl.parts.networks import Network, patches_3x3
 
 KEY = jax.random.key(0)
@@ -131,3 +133,44 @@ def test_dropout_acts_in_training_alone():
     kept = np.asarray(dropped != 0)
     assert 0.4 < kept.mean() < 0.6
     np.testing.assert_allclose(np.asarray(dropped)[kept], 2 * np.asarray(full)[kept], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [
+        (7, 5, 5),
+        (7, 9, 2),
+        (7, 2, 9),
+        (networks.FEW_ROWS + 1, 12, 9),
+        (networks.FEW_ROWS + 1, 9, 3),
+    ],
+)
+def test_gradients_of_a_dense_layer_are_those_of_a_plain_product(rows, inputs, outputs):
+    """However it is computed, to the last bits; also with more axes, and members side by side."""
+    random = np.random.default_rng(0)
+    x, w = random.normal(size=(rows, inputs)), random.normal(size=(inputs, outputs))
+    g = random.normal(size=(rows, outputs))
+    x, w, g = (jnp.asarray(array, jnp.float32) for array in (x, w, g))
+
+    def product(x, w):
+        return networks.dense_product(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+
+    out, pull = jax.vjp(product, x, w)
+    of_x, of_w = pull(g)
+    np.testing.assert_allclose(out, np.float64(x) @ np.float64(w), atol=1e-5)
+    np.testing.assert_allclose(of_x, np.float64(g) @ np.float64(w).T, atol=1e-5)
+    exact = np.float64(x).T @ np.float64(g)
+    np.testing.assert_allclose(of_w, exact, atol=1e-4)
+    _, pull = jax.vjp(jax.vmap(product, (0, None)), x[None], w)
+    np.testing.assert_allclose(pull(g[None])[1], exact, atol=1e-4)
+
+
+def test_a_network_for_forward_mode_can_be_differentiated_so():
+    plain = Network(outputs=2, obs_ndim=1, hidden_sizes=(4,), forward_mode=True)
+    x = jnp.ones((3, 2))
+    params = plain.init(jax.random.key(0), x)
+    tangents = jax.tree.map(jnp.ones_like, params)
+    _, out = jax.jvp(lambda p: plain.apply(p, x), (params,), (tangents,))
+    _, pull = jax.vjp(lambda p: plain.clone(forward_mode=False).apply(p, x), params)
+    along = optax.tree.vdot(pull(jnp.ones((3, 2)))[0], tangents)
+    np.testing.assert_allclose(out.sum(), along, rtol=1e-5)
