@@ -25,6 +25,7 @@ AGENTS = {
     "sac": "off_policy.sac:SAC",
     "mixturesac": "off_policy.mixturesac:MixtureSAC",
     "softgac": "off_policy.softgac:SoftGAC",
+    "xqc": "off_policy.xqc:XQC",
     "cql": "offline.cql:CQL",
     "discretecql": "offline.discretecql:DiscreteCQL",
     "bc": "offline.bc:BC",

@@ -37,6 +37,7 @@ OWN: dict[str, dict[str, Any]] = {
     "abs": {"min_steps": 4, "max_steps": 8},
     "mixturesac": {"num_components": 2},
     "recurrentppo": {"core_size": 4},
+    "xqc": {"actor_hidden_sizes": (4,), "num_atoms": 5},
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
 }
 ITERATIONS = 6
