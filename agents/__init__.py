@@ -26,6 +26,7 @@ AGENTS = {
     "mixturesac": "off_policy.mixturesac:MixtureSAC",
     "softgac": "off_policy.softgac:SoftGAC",
     "xqc": "off_policy.xqc:XQC",
+    "xqcfd": "off_policy.xqcfd:XQCfD",
     "cql": "offline.cql:CQL",
     "discretecql": "offline.discretecql:DiscreteCQL",
     "bc": "offline.bc:BC",

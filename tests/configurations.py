@@ -38,6 +38,13 @@ OWN: dict[str, dict[str, Any]] = {
     "mixturesac": {"num_components": 2},
     "recurrentppo": {"core_size": 4},
     "xqc": {"actor_hidden_sizes": (4,), "num_atoms": 5},
+    "xqcfd": {
+        "actor_hidden_sizes": (4,),
+        "bottleneck": 2,
+        "clone_steps": 3,
+        "num_atoms": 5,
+        "num_features": 6,
+    },
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
 }
 ITERATIONS = 6

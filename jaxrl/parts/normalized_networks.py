@@ -84,28 +84,28 @@ def train_batch(network: nn.Module, params: Any, stats: Any, x: jax.Array) -> tu
 def unit_columns(params: dict[str, Any], head: bool = True) -> dict[str, Any]:
     """Parameters of a network whose Dense layers have output columns of unit length.
 
-    Each output's weights, with its bias if there is one, are divided by their Euclidean length: what
-    follows batch norm does not change by it, and the effective step size stays what it is
-    (Palenicek et al. 2026; Loshchilov et al. 2024). The layer "head" is divided by the length of its
-    weights alone, and its bias stays. Other parameters are left alone.
+    Each output's weights, with its bias if there is one, are divided by their Euclidean length:
+    batch norm takes the scale out anyway, and the effective step size stays what it is (Palenicek
+    et al. 2026). The layer "head" is divided by the length of its weights alone, and its bias
+    stays. Other parameters are left alone.
 
     Args:
         params: by names of layers; a Dense layer has "kernel" (inputs, outputs), maybe "bias".
         head: False leaves the layer "head" as it is.
 
     >>> params = {"hidden_0": {"kernel": jnp.array([[3.0], [0.0]]), "bias": jnp.array([4.0])}}
-    >>> [[round(float(x), 3) for x in leaf.ravel()] for leaf in jax.tree.leaves(unit_columns(params))]
-    [[0.8], [0.6, 0.0]]
+    >>> jax.tree.map(lambda x: x.round(3).ravel().tolist(), unit_columns(params))
+    {'hidden_0': {'bias': [0.8], 'kernel': [0.6, 0.0]}}
     """
 
     def unit(name: str, layer: Any) -> Any:
         if "kernel" not in layer or (name == "head" and not head):
             return layer
-        joined = name != "head" and "bias" in layer
-        squares = (layer["kernel"] ** 2).sum(axis=0) + (layer["bias"] ** 2 if joined else 0)
+        with_bias = name != "head" and "bias" in layer
+        squares = (layer["kernel"] ** 2).sum(axis=0) + (layer["bias"] ** 2 if with_bias else 0)
         length = jnp.maximum(jnp.sqrt(squares), jnp.finfo(squares.dtype).tiny)
         scaled = {"kernel": layer["kernel"] / length}
-        if joined:
+        if with_bias:
             scaled["bias"] = layer["bias"] / length
         return layer | scaled
 
@@ -117,8 +117,8 @@ def decayed(
 ) -> dict[str, Any]:
     """Parameters after a step from `old`, all but the hidden layers less a `share` of the latter.
 
-    With unit columns what is left to a decoupled weight decay (Loshchilov & Hutter 2019) is the head
-    and batch norm (Palenicek et al. 2025).
+    With unit columns what is left to a decoupled weight decay (Loshchilov & Hutter 2019) is the
+    head and batch norm (Palenicek et al. 2025).
 
     >>> old = {"head": {"kernel": jnp.array([[2.0]])}, "hidden_0": {"kernel": jnp.array([[2.0]])}}
     >>> new = decayed(old, old, 0.5)
