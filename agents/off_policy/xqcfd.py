@@ -97,9 +97,9 @@ class XQCfD(Learner):
         4.0, "(0, inf)", "of those numbers; greater than their spread over demonstrations"
     )
     variance_learning_rate: float = traced(
-        0.05, "(0, inf)", "of plain gradient descent on the head's log-variances"
+        0.2, "(0, inf)", "of plain gradient descent on the head's log-variances, in cloning"
     )
-    max_std: float = traced(1.0, "(0, inf)", "of the head at first, before tanh")
+    max_std: float = traced(3.0, "(0, inf)", "of the head at first, before tanh")
     min_std: float = traced(0.1, "(0, inf)", "least deviation of the policy, before tanh")
     hidden_sizes: tuple[int, ...] = static((512,) * 4, "[1, inf)", "widths of the critic")
     actor_hidden_sizes: tuple[int, ...] = static((256,) * 4, "[1, inf)", "widths of the actor")
@@ -177,28 +177,35 @@ class XQCfD(Learner):
         logits = self.make_critic().apply(critic, critic_inputs(obs, action), False)
         return mean_of_atoms(logits, self.atoms)
 
-    def rate(self, start: float | jax.Array, n: jax.Array | int) -> jax.Array:
-        """A step size at gradient step n."""
-        progress = jnp.asarray(n, jnp.float32) / (self.num_iterations * self.num_updates)
+    def rate(self, start: float | jax.Array, progress: jax.Array) -> jax.Array:
+        """A step size when so much of cloning, or of the run, is done."""
         return linear_schedule(start, self.learning_rate_end * start, progress)
 
+    def progress_at(self, n: jax.Array | int) -> jax.Array:
+        """The part of the run's gradient steps before the n-th."""
+        return jnp.asarray(n, jnp.float32) / (self.num_iterations * self.num_updates)
+
     def optimizer(self, n: jax.Array | int) -> optax.GradientTransformation:
-        return optax.adam(self.rate(self.learning_rate, n))
+        return optax.adam(self.rate(self.learning_rate, self.progress_at(n)))
 
     def temperature_optimizer(self, n: jax.Array | int) -> optax.GradientTransformation:
-        return optax.adam(self.rate(self.temperature_learning_rate, n))
+        return optax.adam(self.rate(self.temperature_learning_rate, self.progress_at(n)))
 
-    def actor_optimizer(self, n: jax.Array | int) -> optax.GradientTransformation:
-        """Adam, and descent on log-variances, whose gradients are of the order of 1 / K."""
+    def cloning_optimizer(self, n: jax.Array | int) -> optax.GradientTransformation:
+        """Adam, and in the second half descent on log-variances, whose gradients are about 1 / K.
+
+        While features still move, all variances would shrink.
+        """
+        progress = jnp.asarray(n, jnp.float32) / self.clone_steps
+        adam = optax.adam(self.rate(self.learning_rate, progress))
         if not self.stationary_head:
-            return self.optimizer(n)
+            return adam
+        rate = jnp.where(progress < 0.5, 0.0, self.rate(self.variance_learning_rate, progress))
         descent = optax.chain(
-            optax.scale(float(self.num_features)),
-            optax.clip(1.0),
-            optax.sgd(self.rate(self.variance_learning_rate, n)),
+            optax.scale(float(self.num_features)), optax.clip(1.0), optax.sgd(rate)
         )
         labels = {"network": "adam", "mean": "adam", "log_variance": "descent"}
-        return optax.multi_transform({"adam": self.optimizer(n), "descent": descent}, labels)
+        return optax.multi_transform({"adam": adam, "descent": descent}, labels)
 
     # Init -------------------------------------------------------------------------------------
 
@@ -221,7 +228,7 @@ class XQCfD(Learner):
             critic=critic,
             target_critic=copy_of(critic["params"]),
             log_temperature=log_temperature,
-            actor_opt=self.actor_optimizer(0).init(actor),
+            actor_opt=self.optimizer(0).init(actor),
             critic_opt=self.optimizer(0).init(critic["params"]),
             temperature_opt=self.temperature_optimizer(0).init(log_temperature),
             reward_scale=RewardScale.of_recorded(self.num_envs, rewards, done, gamma),
@@ -245,7 +252,6 @@ class XQCfD(Learner):
         data, obs_moments = self.data, RunningMoments.of_shape(self.obs_shape)
         if self.normalize_observations:
             obs_moments = obs_moments.update(self.encode(data.obs))
-        optimizer = self.actor_optimizer(0)
 
         def step(i, carry):
             params, moments, opt_state = carry
@@ -259,10 +265,12 @@ class XQCfD(Learner):
                 dist = self.head(params, features, output)
                 return faithful_loss(*dist, wanted).mean(), updated
 
-            params, opt_state, _, moments = descend(optimizer, loss_fn, params, opt_state)
+            params, opt_state, _, moments = descend(
+                self.cloning_optimizer(i), loss_fn, params, opt_state
+            )
             return params | {"network": unit_columns(params["network"])}, moments, opt_state
 
-        start = params, moments, optimizer.init(params)
+        start = params, moments, self.cloning_optimizer(0).init(params)
         params, moments, _ = lax.fori_loop(0, self.clone_steps, step, start)
         return params, moments
 
@@ -340,7 +348,7 @@ class XQCfD(Learner):
             return temperature * kl - q.mean(), kl
 
         actor, actor_opt, loss, kl = descend(
-            self.actor_optimizer(n), actor_loss, learner.actor, learner.actor_opt
+            self.optimizer(n), actor_loss, learner.actor, learner.actor_opt
         )
         change, temperature_opt = self.temperature_optimizer(n).update(
             self.kl_budget * self.action_size - kl, learner.temperature_opt

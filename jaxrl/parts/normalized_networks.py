@@ -28,7 +28,7 @@ class NormalizedNetwork(nn.Module):
         input_norm: batch norm of the input, too.
 
     >>> network = NormalizedNetwork(outputs=2, hidden_sizes=(8,))
-    >>> variables = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((5, 4)), True)
+    >>> variables = jax.eval_shape(lambda key: init_network(network, key, 4), jax.random.key(0))
     >>> sorted(variables["params"])
     ['BatchNorm_0', 'head', 'hidden_0']
     """
