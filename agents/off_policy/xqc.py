@@ -156,7 +156,7 @@ class XQC(Learner):
         outputs = self.num_atoms if self.critic == "categorical" else 1
         return NormalizedNetwork(outputs, self.hidden_sizes, self.batch_norm, input_norm=True)
 
-    def unit(self, params: Any) -> Any:
+    def constrained(self, params: Any) -> Any:
         """Parameters of a network with its columns at unit length, as `weight_norm` says."""
         if self.weight_norm == "none":
             return params
@@ -205,7 +205,7 @@ class XQC(Learner):
             init_network(self.make_actor(), actor_key, obs.size),
             *(init_network(self.make_critic(), k, size) for k in jax.random.split(critic_key)),
         ]
-        actor, *critics = [x | {"params": self.unit(x["params"])} for x in networks]
+        actor, *critics = [x | {"params": self.constrained(x["params"])} for x in networks]
         params, scale = params_of(critics), RewardScale.of_envs(self.num_envs)
         if self.data is not None:
             done = self.data.terminated | self.data.truncated
@@ -240,7 +240,7 @@ class XQC(Learner):
         if self.normalize_rewards:
             batch = batch._replace(reward=learner.reward_scale.scale(batch.reward))
         critic_loss, old = self.critic_loss(learner, batch, critic_key), params_of(learner.critics)
-        metrics = {}
+        metrics: dict[str, jax.Array] = {}
         if self.hessian_iterations:
             measure = partial(self.measure, critic_loss=critic_loss, key=hessian_key)
             _, metrics = learn_if(n % self.hessian_every == 0, measure, old, missing=MISSING)
@@ -250,7 +250,9 @@ class XQC(Learner):
             self.optimizer(n, self.critic_momentum), critic_loss, old, learner.critic_opt
         )
         share = self.rate(self.learning_rate, n) * self.weight_decay
-        params = tuple(self.unit(decayed(p, o, share)) for p, o in zip(params, old, strict=True))
+        params = tuple(
+            self.constrained(decayed(p, o, share)) for p, o in zip(params, old, strict=True)
+        )
         targets = learner.target_critics
         learner = learner._replace(
             critics=joined(params, moments),
@@ -287,7 +289,9 @@ class XQC(Learner):
             penalty = temperature * next_log_prob
             return self.target(next_outputs, batch.reward, batch.terminated, penalty)
 
-        fixed = target_of(joint_pass(learner.target_critics)[1]) if self.target_critics else None
+        fixed: Any = ()
+        if self.target_critics:
+            fixed = target_of(joint_pass(learner.target_critics)[1])
 
         def loss_fn(params):
             outputs, next_outputs, moments = joint_pass(params)
@@ -352,7 +356,7 @@ class XQC(Learner):
             entropy - target_entropy, learner.temperature_opt
         )
         learner = learner._replace(
-            actor={"params": self.unit(params), "batch_stats": moments},
+            actor={"params": self.constrained(params), "batch_stats": moments},
             log_temperature=learner.log_temperature + change,
             actor_opt=actor_opt,
             temperature_opt=temperature_opt,

@@ -122,8 +122,8 @@ class XQCfD(Learner):
         if self.discount == "episode":
             why["gamma"] = "with discount=episode"
         if not self.stationary_head:
-            of_head = ("num_features", "bottleneck", "length_scale", "max_std")
-            of_head = (*of_head, "variance_learning_rate")
+            sizes, rest = ("num_features", "bottleneck"), ("length_scale", "max_std")
+            of_head = (*sizes, *rest, "variance_learning_rate")
             why |= dict.fromkeys(of_head, "with stationary_head=False")
         return why
 
@@ -237,7 +237,7 @@ class XQCfD(Learner):
     def init_actor(self, key: jax.Array, obs_size: int) -> tuple[Any, Any]:
         """Parameters, with zero mean and the greatest variance everywhere; running moments."""
         network = init_network(self.make_actor(), key, obs_size)
-        params = {"network": unit_columns(network["params"])}
+        params: dict[str, Any] = {"network": unit_columns(network["params"])}
         if self.stationary_head:
             shape = (self.num_features, self.action_size)
             params["mean"] = jnp.zeros(shape, jnp.float32)

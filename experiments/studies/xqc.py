@@ -237,8 +237,9 @@ def softgac_loss(agent: Any, learner: Any, batch: Any, key: Any) -> tuple[Any, A
     def logits_of(critic: Any) -> Any:
         return train_batch(network, critic["params"], critic["batch_stats"], inputs)[0]
 
-    next_probs = [jax.nn.softmax(logits_of(critic)[size:]) for critic in learner.critics]
-    target = project_to_atoms(sum(next_probs) / len(next_probs), places, agent.atoms)
+    next_logits = jnp.stack([logits_of(critic)[size:] for critic in learner.critics])
+    next_probs = jax.nn.softmax(next_logits).mean(axis=0)
+    target = project_to_atoms(next_probs, places, agent.atoms)
     first = learner.critics[0]
 
     def loss(params: Any) -> Any:
