@@ -337,11 +337,12 @@ def test_the_condition_number_is_that_of_the_explicit_hessian(xqc):
 
 @pytest.mark.slow
 def test_reaches_the_known_answers():
-    rows = known_answers(continuous=True)
+    every = known_answers(continuous=True)
+    rows = [every[i] for i in (1, 2, CHOICE, MATCH, 6, 9)]
+    env = any_of(rows)
     options = SMALL | {"num_envs": 8, "batch_size": 64, "buffer_size": 4096, "learning_starts": 256}
-    options |= {"hidden_sizes": (16, 16), "actor_hidden_sizes": (16,), "total_steps": 20_000}
     agent = XQC(
-        (env := any_of(rows)),
+        env,
         env.default_params,
         discount="fixed",
         gamma=GAMMA,
@@ -351,19 +352,16 @@ def test_reaches_the_known_answers():
         value_bound=12.0,
         temperature=0.02,
         temperature_learning_rate=0.0,
-        **options,
+        **options | {"hidden_sizes": (16, 16), "actor_hidden_sizes": (16,), "total_steps": 10_000},
     )
     population = jaxrl.sweep(agent, settings(rows))
-    for i, row in enumerate(rows):
-        if i in (CHOICE, MATCH):
-            continue
-        run = population[i]
-        obs = jnp.array(row.observations)[:, None]
+    returns = population.evaluate(episodes=32).returns.mean(axis=1)
+    assert returns[2] > -0.4  # of one choice, whose best action is 1.5 in [-2, 2]
+    assert returns[3] > -0.3  # of an action that follows the observation
+    for i in (0, 1, 4, 5):
+        run, obs = population[i], jnp.array(rows[i].observations)[:, None]
         action = jax.vmap(run.agent.policy(run.state))(obs, jax.random.split(KEY, len(obs)))
         action = from_box(run.agent.action_space, action)
         actual = run.agent.q_values(run.state.learner.critics, obs, action).mean(0)
-        expected = np.max(row.q, axis=1)
+        expected = np.max(rows[i].q, axis=1)
         np.testing.assert_allclose(actual, expected, rtol=0.1, atol=0.2, err_msg=str(i))
-    returns = population.evaluate(episodes=32).returns.mean(axis=1)
-    assert returns[CHOICE] > -0.4
-    assert returns[MATCH] > -0.3
