@@ -65,7 +65,7 @@ class XQCStudy(study.Study):
         jaxrl.use_compilation_cache()
         from jaxrl.report.plots import bin_episodes
 
-        if not has_playground():
+        if not context.cells and not has_playground():
             context.say("playground is not installed: its tasks are left out")
         agent = make(cell, settings)
         population = jaxrl.sweep(agent, seeds=settings["seeds"]).whole()
