@@ -33,6 +33,8 @@ AGENTS = {
     "td3bc": "offline.td3bc:TD3BC",
     "iql": "offline.iql:IQL",
     "awac": "offline.awac:AWAC",
+    "sft": "sequences.sft:SFT",
+    "grpo": "sequences.grpo:GRPO",
 }
 
 

@@ -81,7 +81,7 @@ class ConfigFile(Entries):
     data: str | list[str] | None
     evaluations: Count
     episodes: Positive
-    unit: Literal["environment steps", "gradient steps"] = "environment steps"
+    unit: Annotated[str, Field(pattern="^[a-z]+( [a-z]+)*$")] = "environment steps"
     data_steps: Positive | None = None
     reference: tuple[float, float] | None = None
     record: list[str] = []
