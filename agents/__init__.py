@@ -27,6 +27,8 @@ AGENTS = {
     "softgac": "off_policy.softgac:SoftGAC",
     "xqc": "off_policy.xqc:XQC",
     "xqcfd": "off_policy.xqcfd:XQCfD",
+    "wpo": "off_policy.wpo:WPO",
+    "qed": "off_policy.qed:QED",
     "cql": "offline.cql:CQL",
     "discretecql": "offline.discretecql:DiscreteCQL",
     "bc": "offline.bc:BC",

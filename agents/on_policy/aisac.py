@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxrl import spaces
+from jaxrl import masks, spaces
 from jaxrl.agent import OWN, static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.active_sampling import DefensiveMixture, limited, moved, score, weighted_moments
@@ -35,6 +35,8 @@ class AISAC(OnPolicy):
     The active policy is the policy moved by a residual, of its logits or of its mean and
     log-deviation, which is fitted by cross-entropy. Actions are of a mixture of both.
     """
+
+    takes_masks = True
 
     num_envs: int = static(16, "[1, inf)", "environments stepped in parallel")
     num_steps: int = static(16, "[1, inf)", "steps per environment and iteration")
@@ -104,17 +106,25 @@ class AISAC(OnPolicy):
         """Its last layer is zero: the active policy begins as the policy."""
         return self.make_network(self.residual_size, output_scale=0.0)
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical | Normal:
+    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+        obs, mask = masks.split(obs)
         policy = params["policy"]
         output = self.make_actor().apply(policy["actor"], obs)
-        return Categorical(output) if self.discrete else Normal(output, policy["log_std"])
+        if self.discrete:
+            return Categorical(masks.masked(output, mask))
+        return Normal(output, policy["log_std"])
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_critic().apply(params["critic"], obs)[..., 0]
+    def value(self, params: Any, obs: Any) -> jax.Array:
+        return self.make_critic().apply(params["critic"], masks.split(obs)[0])[..., 0]
 
-    def residual(self, active: Any, obs: jax.Array) -> jax.Array:
-        """What the active policy adds to the policy, (..., residual_size) or the same for all."""
-        return self.make_residual().apply(active, obs) if self.fit == "network" else active
+    def residual(self, active: Any, obs: Any) -> jax.Array:
+        """What the active policy adds to the policy, (..., residual_size) or the same for all.
+
+        It leaves masked actions masked: beside their logits it is nothing.
+        """
+        if self.fit != "network":
+            return active
+        return self.make_residual().apply(active, masks.split(obs)[0])
 
     def optimizers(self, progress: jax.Array | float) -> dict[str, optax.GradientTransformation]:
         rates: dict[str, Any] = {"critic": self.critic_learning_rate, "policy": self.learning_rate}
@@ -148,7 +158,7 @@ class AISAC(OnPolicy):
     def estimate(
         self,
         params: Any,
-        obs: jax.Array,
+        obs: Any,
         steps: Transition,
         rewards: jax.Array,
         values: jax.Array,
@@ -230,7 +240,7 @@ class AISAC(OnPolicy):
 
     # Acting -----------------------------------------------------------------------------------
 
-    def behaviour(self, params: Any, obs: jax.Array) -> DefensiveMixture:
+    def behaviour(self, params: Any, obs: Any) -> DefensiveMixture:
         policy = self.distribution(params, obs)
         active = limited(policy, self.residual(params["active"], obs), self.max_kl)
         return DefensiveMixture(policy, active, self.defensive)

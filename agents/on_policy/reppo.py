@@ -16,18 +16,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import spaces
+from jaxrl import masks, spaces
 from jaxrl.agent import OWN, static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical
-from jaxrl.parts.losses import action_value
+from jaxrl.parts.losses import action_value, clipped_value_loss
 from jaxrl.parts.networks import Network, body_of, require_body
+from jaxrl.parts.normalize import normalized
 from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
 from jaxrl.parts.retries import expected_improvement
 
 
 class RePPO(OnPolicy):
     """PPO whose advantages are expected improvements on further attempts; discrete actions."""
+
+    takes_masks = True
 
     gae_lambda: float = traced(0.8, "[0, 1]", "lambda of the returns that Q is fitted to")
     attempts: float = traced(1.2, "[1, inf)", "M, of which the best counts; 1: advantages Q - V")
@@ -78,13 +81,15 @@ class RePPO(OnPolicy):
             output_scale=0.01,
         )
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical:
-        return Categorical(self.make_network().apply(params["actor"], obs))
+    def distribution(self, params: Any, obs: Any) -> Categorical:
+        obs, mask = masks.split(obs)
+        return Categorical(masks.masked(self.make_network().apply(params["actor"], obs), mask))
 
-    def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_network().apply(params["critic"], obs)
+    def q_values(self, params: Any, obs: Any) -> jax.Array:
+        """Q of all actions: of masked ones too, to which the policy gives no weight."""
+        return self.make_network().apply(params["critic"], masks.split(obs)[0])
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
+    def value(self, params: Any, obs: Any) -> jax.Array:
         """V = sum_a pi(a|s) Q(s, a)."""
         probs = jax.nn.softmax(self.distribution(params, obs).logits)
         return (probs * self.q_values(params, obs)).sum(axis=-1)
@@ -130,8 +135,8 @@ class RePPO(OnPolicy):
         probs = jax.nn.softmax(self.distribution(params, batch.obs).logits)
         q = self.q_values(params, batch.obs)
         advantage = retry_advantage(q, probs, batch.action, batch.target, self.attempts)
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        return batch._replace(value=action_value(q, batch.action), advantage=advantage)
+        value = action_value(q, batch.action)
+        return batch._replace(value=value, advantage=normalized(advantage))
 
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """PPO's clipped surrogate - entropy bonus + clipped loss of Q(s, a)."""
@@ -144,9 +149,7 @@ class RePPO(OnPolicy):
 
         value = action_value(self.q_values(params, batch.obs), batch.action)
         limit = self.value_clip_range
-        clipped_value = batch.value + jnp.clip(value - batch.value, -limit, limit)
-        errors = (value - batch.target) ** 2, (clipped_value - batch.target) ** 2
-        value_loss = 0.5 * jnp.maximum(*errors).mean()
+        value_loss = clipped_value_loss(value, batch.value, batch.target, limit)
 
         entropy = dist.entropy().mean()
         loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy

@@ -21,6 +21,8 @@ STUDIES = (
     "noisy_clip",
     "retry",
     "xqc",
+    "wasserstein",
+    "disagreement",
     "search",
     "speed",
 )

@@ -218,10 +218,8 @@ def softgac_loss(agent: Any, learner: Any, batch: Any, key: Any) -> tuple[Any, A
     import jax
     import jax.numpy as jnp
 
-    from agents.off_policy.softgac import critic_inputs
     from jaxrl.parts.distributions import project_to_atoms
     from jaxrl.parts.losses import td_target
-    from jaxrl.parts.normalized_networks import train_batch
 
     size = len(batch.action)
     noise = agent.noise(key, batch.action.shape)
@@ -229,13 +227,12 @@ def softgac_loss(agent: Any, learner: Any, batch: Any, key: Any) -> tuple[Any, A
     next_atoms = agent.atoms - jnp.exp(learner.log_temperature) * cost[:, None]
     reward, terminated = batch.reward[:, None], batch.terminated[:, None]
     places = td_target(reward, terminated, next_atoms, agent.gamma)
-    inputs = jnp.concatenate(
-        [critic_inputs(batch.obs, batch.action), critic_inputs(batch.next_obs, next_action)]
-    )
+    obs = jnp.concatenate([batch.obs, batch.next_obs])
+    action = jnp.concatenate([batch.action, next_action])
     network = agent.make_crossq_critic()
 
     def logits_of(critic: Any) -> Any:
-        return train_batch(network, critic["params"], critic["batch_stats"], inputs)[0]
+        return network.apply(critic, obs, action, True, mutable=["batch_stats"])[0]
 
     next_logits = jnp.stack([logits_of(critic)[size:] for critic in learner.critics])
     next_probs = jax.nn.softmax(next_logits).mean(axis=0)

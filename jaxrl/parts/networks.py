@@ -73,15 +73,11 @@ class Network(nn.Module):
             return nn.Dropout(self.dropout, deterministic=not training)(x)
 
         x = jnp.asarray(obs, jnp.float32)
-        batch = x.shape[: x.ndim - self.obs_ndim]
         if self.conv_features:
             x = layer(self.conv_features, patches_3x3(x))
-        if self.body is not None:
-            # However many axes a batch has, a body sees one.
-            x = self.body(x.reshape(-1, *x.shape[len(batch) :]))
-        x = x.reshape(*batch, -1)
+        x = features(self.body, x, self.obs_ndim)
         if action is not None:
-            x = jnp.concatenate([x, action], axis=-1)
+            x = jnp.concatenate([x, jnp.asarray(action, jnp.float32)], axis=-1)
         for width in self.hidden_sizes:
             x = layer(width, x)
         skip = x
@@ -90,6 +86,25 @@ class Network(nn.Module):
             x = nn.relu(x + nn.LayerNorm()(dense(x.shape[-1], inner))) + skip
         x = nn.Dense(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
         return nn.LayerNorm()(x) if self.output_norm else x
+
+
+def features(
+    body: Callable[[jax.Array], jax.Array] | None, obs: jax.Array, obs_ndim: int
+) -> jax.Array:
+    """What a body makes of observations (..., *observation), in a row (..., F).
+
+    Without a body that is the observations themselves. However many axes a batch has, a body sees
+    one.
+
+    >>> features(None, jnp.zeros((5, 3, 4, 4, 2)), obs_ndim=3).shape
+    (5, 3, 32)
+    >>> features(lambda obs: obs.mean(axis=(1, 2)), jnp.zeros((5, 3, 4, 4, 2)), obs_ndim=3).shape
+    (5, 3, 2)
+    """
+    batch = obs.shape[: obs.ndim - obs_ndim]
+    if body is not None:
+        obs = body(obs.reshape(-1, *obs.shape[len(batch) :]))
+    return obs.reshape(*batch, -1)
 
 
 def body_of(network: Any) -> Callable[[jax.Array], jax.Array] | None:

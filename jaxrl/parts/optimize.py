@@ -49,6 +49,17 @@ def descend(
     return optax.apply_updates(params, updates), opt_state, loss, aux
 
 
+def scale_gradient(x: jax.Array, factor: float | jax.Array) -> jax.Array:
+    """x as it is, but what flows back through it is multiplied by `factor` (broadcast to x).
+
+    >>> float(scale_gradient(jnp.array(2.0), 3.0))
+    2.0
+    >>> float(jax.grad(lambda x: scale_gradient(x, 3.0) ** 2)(2.0))
+    12.0
+    """
+    return x + jax.lax.stop_gradient(factor - 1) * (x - jax.lax.stop_gradient(x))
+
+
 # Stands for a metric that a gradient step did not compute. NaN would do, if it did not also stand
 # for a loss that has become NaN, which a mean over gradient steps must not hide.
 MISSING = -3.0e38
