@@ -11,13 +11,18 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl import masks, spaces
-from jaxrl.agent import OWN, static, traced
+from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Beta, Categorical, Normal
 from jaxrl.parts.losses import clipped_value_loss, kept_beyond_clip
-from jaxrl.parts.networks import Network, body_of, require_body
+from jaxrl.parts.networks import Network
 from jaxrl.parts.normalize import normalized
-from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
+from jaxrl.parts.optimize import (
+    clipped_adam,
+    linear_schedule,
+    minibatch_epochs,
+    require_minibatches,
+)
 
 FACTORS = 1 / 32, 32.0  # between which `kl_rule` moves the step size
 
@@ -59,11 +64,6 @@ class PPO(OnPolicy):
     entropy_coef_end: float = traced(1.0, "[0, inf)", "its fraction left at the end (linear)")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
     max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
-    network: Any = static(
-        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
-    )
-    hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
-    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
     actor_observation: str = static("", None, "the part that the policy sees; none named: all")
     critic_observation: str = static("", None, "the part that the critic sees; none named: all")
     action_distribution: str = static(
@@ -78,18 +78,7 @@ class PPO(OnPolicy):
 
     def check(self) -> None:
         super().check()
-        batch = self.steps_per_iteration
-        if batch % self.num_minibatches:
-            raise ValueError(
-                f"ppo: num_minibatches={self.num_minibatches} does not divide the batch of "
-                f"{batch} = num_envs {self.num_envs} x num_steps {self.num_steps}"
-            )
-        if self.network == "cnn":
-            spaces.require_image(self.obs_shape, self.name)
-        for field in ("actor_observation", "critic_observation"):
-            part = getattr(self, field)
-            shape = spaces.part_shape(self.env, self.obs_shape, part, f"ppo: {field}")
-            require_body(self.network, shape, self.name)
+        require_minibatches(self.num_minibatches, self.num_envs, self.num_steps, self.name)
 
     def unused(self) -> dict[str, str]:
         why = super().unused()
@@ -101,37 +90,27 @@ class PPO(OnPolicy):
             of_parts = ("actor_observation", "critic_observation")
             why |= dict.fromkeys(of_parts, "where the environment names no parts of observations")
         of_normals = ("log_std_start", "log_std_floor", "state_dependent_std", "squash_actions")
-        if self.action_distribution == "beta":
+        if self.is_beta:
             why |= dict.fromkeys(of_normals, "with action_distribution=beta")
         if self.discrete:
             of_continuous = ("action_distribution", *of_normals)
             why |= dict.fromkeys(of_continuous, "with discrete actions")
         return why
 
-    def make_network(self, outputs: int, output_scale: float) -> Network:
-        return Network(
-            outputs=outputs,
-            obs_ndim=len(self.obs_shape),
-            hidden_sizes=self.hidden_sizes,
-            activation=self.activation,
-            conv_features=16 if self.network == "cnn" else 0,
-            body=body_of(self.network),
-            output_scale=output_scale,
-        )
+    def seen_shapes(self) -> list[tuple[int, ...]]:
+        return [
+            spaces.part_shape(self.env, self.obs_shape, getattr(self, field), f"ppo: {field}")
+            for field in ("actor_observation", "critic_observation")
+        ]
 
     def make_actor(self) -> Network:
-        """Its last layer is small, so that it is near uniform at first."""
-        size = spaces.action_size(self.action_space)
-        if self.state_dependent_std or self.is_beta:
-            size *= 2
-        return self.make_network(size, output_scale=0.01)
-
-    def make_critic(self) -> Network:
-        return self.make_network(1, output_scale=1.0)
+        actor = super().make_actor()
+        has_two = not self.discrete and (self.state_dependent_std or self.is_beta)
+        return actor.clone(outputs=2 * actor.outputs) if has_two else actor
 
     @property
     def is_beta(self) -> bool:
-        return self.action_distribution == "beta"
+        return not self.discrete and self.action_distribution == "beta"
 
     @property
     def has_log_std(self) -> bool:

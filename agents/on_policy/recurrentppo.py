@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl import masks, spaces
-from jaxrl.agent import OWN, Policy, static, traced
+from jaxrl.agent import Policy, static, traced
 from jaxrl.loops.on_policy import OnPolicy, OnPolicyState
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.losses import clipped_value_loss
 from jaxrl.parts.memory import RecurrentNetwork
-from jaxrl.parts.networks import body_of, require_body
+from jaxrl.parts.networks import body_of
 from jaxrl.parts.normalize import RewardScale, normalized
 from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
 from jaxrl.parts.returns import bootstrap_values, gae
@@ -67,11 +67,7 @@ class RecurrentPPO(OnPolicy):
     entropy_coef: float = traced(0.01, "[0, inf)", "weight of the entropy bonus")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
     max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
-    network: Any = static(
-        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
-    )
     hidden_sizes: tuple[int, ...] = static((64,), "[1, inf)", "widths before the core")
-    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
     # Networks ---------------------------------------------------------------------------------
 
@@ -89,9 +85,6 @@ class RecurrentPPO(OnPolicy):
                 f"{sequences} sequences of {self.length} steps in num_envs {self.num_envs} x "
                 f"num_steps {self.num_steps}"
             )
-        if self.network == "cnn":
-            spaces.require_image(self.obs_shape, self.name)
-        require_body(self.network, self.obs_shape, self.name)
 
     @property
     def length(self) -> int:

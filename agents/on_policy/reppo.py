@@ -17,13 +17,18 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl import masks, spaces
-from jaxrl.agent import OWN, static, traced
+from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical
 from jaxrl.parts.losses import action_value, clipped_value_loss
-from jaxrl.parts.networks import Network, body_of, require_body
+from jaxrl.parts.networks import Network
 from jaxrl.parts.normalize import normalized
-from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
+from jaxrl.parts.optimize import (
+    clipped_adam,
+    descend_epochs,
+    linear_schedule,
+    require_minibatches,
+)
 from jaxrl.parts.retries import expected_improvement
 
 
@@ -43,51 +48,29 @@ class RePPO(OnPolicy):
     entropy_coef: float = traced(0.01, "[0, inf)", "weight of the entropy bonus")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
     max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
-    network: Any = static(
-        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
-    )
-    hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
-    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
     # Networks ---------------------------------------------------------------------------------
 
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "discrete", self.name, self.env)
-        batch = self.steps_per_iteration
-        if batch % self.num_minibatches:
-            raise ValueError(
-                f"reppo: num_minibatches={self.num_minibatches} does not divide the batch of "
-                f"{batch} = num_envs {self.num_envs} x num_steps {self.num_steps}"
-            )
-        if self.network == "cnn":
-            spaces.require_image(self.obs_shape, self.name)
-        require_body(self.network, self.obs_shape, self.name)
+        require_minibatches(self.num_minibatches, self.num_envs, self.num_steps, self.name)
 
-    def make_network(self) -> Network:
-        """A number for every action.
+    def make_critic(self) -> Network:
+        """Q of every action; its last layer is as small as the actor's: fresh, it prefers none.
 
-        The last layer is small: the first policy is near uniform, and a fresh critic prefers no
-        action. Advantages compare one return with the Q of other actions: what tells these apart by
-        chance would be learnt.
+        Advantages compare one return with the Q of other actions: what tells these apart by chance
+        would be learnt.
         """
-        return Network(
-            outputs=spaces.action_size(self.action_space),
-            obs_ndim=len(self.obs_shape),
-            hidden_sizes=self.hidden_sizes,
-            activation=self.activation,
-            conv_features=16 if self.network == "cnn" else 0,
-            body=body_of(self.network),
-            output_scale=0.01,
-        )
+        return self.make_actor()
 
     def distribution(self, params: Any, obs: Any) -> Categorical:
         obs, mask = masks.split(obs)
-        return Categorical(masks.masked(self.make_network().apply(params["actor"], obs), mask))
+        return Categorical(masks.masked(self.make_actor().apply(params["actor"], obs), mask))
 
     def q_values(self, params: Any, obs: Any) -> jax.Array:
         """Q of all actions: of masked ones too, to which the policy gives no weight."""
-        return self.make_network().apply(params["critic"], masks.split(obs)[0])
+        return self.make_critic().apply(params["critic"], masks.split(obs)[0])
 
     def value(self, params: Any, obs: Any) -> jax.Array:
         """V = sum_a pi(a|s) Q(s, a)."""
@@ -101,13 +84,6 @@ class RePPO(OnPolicy):
 
     # Init -------------------------------------------------------------------------------------
 
-    def init_params(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
-        actor_key, critic_key = jax.random.split(key)
-        return {
-            "actor": self.make_network().init(actor_key, obs),
-            "critic": self.make_network().init(critic_key, obs),
-        }
-
     def init_optimizer(self, params: Any) -> Any:
         return self.optimizer(0.0).init(params)
 
@@ -116,19 +92,12 @@ class RePPO(OnPolicy):
     def improve(
         self, params: Any, opt_state: Any, batch: Batch, key: jax.Array, progress: jax.Array
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
-        optimizer = self.optimizer(progress)
-        batch = self.with_retries(params, batch)
-
-        def update(carry, minibatch):
-            params, opt_state = carry
-            grads, metrics = jax.grad(self.loss, has_aux=True)(params, minibatch)
-            updates, opt_state = optimizer.update(grads, opt_state)
-            return (optax.apply_updates(params, updates), opt_state), metrics
-
-        (params, opt_state), metrics = minibatch_epochs(
-            key, update, (params, opt_state), batch, self.num_epochs, self.num_minibatches
+        optimizer, batch = self.optimizer(progress), self.with_retries(params, batch)
+        epochs = self.num_epochs, self.num_minibatches
+        params, opt_state, _, metrics = descend_epochs(
+            optimizer, self.loss, params, opt_state, key, batch, *epochs
         )
-        return params, opt_state, jax.tree.map(jnp.mean, metrics)
+        return params, opt_state, metrics
 
     def with_retries(self, params: Any, batch: Batch) -> Batch:
         """The batch with Q(s, a) for V(s), and retry-aware advantages, normalised over it."""

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl import masks, spaces
-from jaxrl.agent import Agent, Policy, Tag, derive, memoryless, static, traced
+from jaxrl.agent import OWN, Agent, Policy, Tag, derive, memoryless, static, traced
 from jaxrl.parts.distributions import Beta, Categorical, Normal
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.normalize import RewardScale, RunningMoments
 from jaxrl.parts.optimize import learn_if
 from jaxrl.parts.returns import bootstrap_values, gae
@@ -49,7 +50,9 @@ class Batch(NamedTuple):
 class OnPolicy(Agent):
     """Each iteration takes `num_steps` steps in `num_envs` environments and learns from them once.
 
-    A subclass implements `init_params`, `init_optimizer`, `distribution`, `value` and `improve`.
+    A subclass implements `init_optimizer` and `improve`. Its networks are an actor and a critic of
+    one kind, unless it says otherwise; its parameters a dictionary of what `init_policy` makes and
+    of "critic", unless it has an `init_params`, a `distribution` and a `value` of its own.
     """
 
     num_envs: int = static(64, "[1, inf)", "environments stepped in parallel")
@@ -59,23 +62,16 @@ class OnPolicy(Agent):
     normalize_observations: bool = static(False, None, "by running mean and std, clipped to +-10")
     normalize_rewards: bool = static(False, None, "by the std of the discounted return so far")
     normalize_values: bool = static(False, None, "the critic predicts targets in their running std")
+    network: Any = static(
+        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    )
+    hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, of each network")
+    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
     # What a subclass provides -----------------------------------------------------------------
 
-    def init_params(self, key: jax.Array, obs: jax.Array) -> Any:
-        """Fresh parameters, given one observation."""
-        raise NotImplementedError
-
     def init_optimizer(self, params: Any) -> Any:
         """The optimiser's first state."""
-        raise NotImplementedError
-
-    def distribution(self, params: Any, obs: Any) -> Categorical | Normal | Beta:
-        """The policy at normalised observations, which may be `Masked`."""
-        raise NotImplementedError
-
-    def value(self, params: Any, obs: Any) -> jax.Array:
-        """The critic at normalised observations, which may be `Masked`; see `in_rewards`."""
         raise NotImplementedError
 
     def improve(
@@ -83,6 +79,60 @@ class OnPolicy(Agent):
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
         """Learn from a rollout: new parameters, optimiser state and scalar metrics."""
         raise NotImplementedError
+
+    # Networks: what a subclass changes whose paper has others ----------------------------------
+
+    def check(self) -> None:
+        super().check()
+        if self.network == "cnn":
+            spaces.require_image(self.obs_shape, self.name)
+        for shape in self.seen_shapes():
+            require_body(self.network, shape, self.name)
+
+    def seen_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of what networks are given of an observation."""
+        return [self.obs_shape]
+
+    def make_actor(self) -> Network:
+        """Logits, or means. Its last layer is small, so that it is near uniform at first."""
+        return Network(
+            outputs=spaces.action_size(self.action_space),
+            obs_ndim=len(self.obs_shape),
+            hidden_sizes=self.hidden_sizes,
+            activation=self.activation,
+            conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
+            output_scale=0.01,
+        )
+
+    def make_critic(self) -> Network:
+        return self.make_actor().clone(outputs=1, output_scale=1.0)
+
+    def init_policy(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
+        """Fresh parameters of the policy: "actor", and of continuous actions "log_std" (D,)."""
+        policy: dict[str, Any] = {"actor": self.make_actor().init(key, obs)}
+        if not self.discrete:
+            size = spaces.action_size(self.action_space)
+            policy["log_std"] = jnp.zeros((size,), jnp.float32)
+        return policy
+
+    def init_params(self, key: jax.Array, obs: jax.Array) -> Any:
+        """Fresh parameters, given one observation."""
+        actor_key, critic_key = jax.random.split(key)
+        policy = self.init_policy(actor_key, obs)
+        return policy | {"critic": self.make_critic().init(critic_key, obs)}
+
+    def distribution(self, params: Any, obs: Any) -> Categorical | Normal | Beta:
+        """The policy at normalised observations, which may be `Masked`."""
+        obs, mask = masks.split(obs)
+        output = self.make_actor().apply(params["actor"], obs)
+        if self.discrete:
+            return Categorical(masks.masked(output, mask))
+        return Normal(output, params["log_std"])
+
+    def value(self, params: Any, obs: Any) -> jax.Array:
+        """The critic at normalised observations, which may be `Masked`; see `in_rewards`."""
+        return self.make_critic().apply(params["critic"], masks.split(obs)[0])[..., 0]
 
     # What a subclass changes that collects by another policy, or with a memory ----------------
 

@@ -5,17 +5,20 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
 from jaxrl.parts.optimize import (
     MISSING,
+    descend_epochs,
     epoch_keys,
     learn_if,
     linear_schedule,
     mean_over_steps,
     minibatch_epochs,
     permutation,
+    require_minibatches,
 )
 
 shuffle = jax.jit(permutation, static_argnums=1)
@@ -121,3 +124,39 @@ def test_learning_waits_until_it_is_ready():
         learner, metrics = learn_if(jnp.asarray(ready), learn, jnp.float32(1), missing)
         assert learner == 1 + ready
         np.testing.assert_array_equal(metrics["loss"], 1 if ready else np.float32(missing))
+
+
+def test_epochs_of_gradient_steps_are_a_plain_loop_over_the_shuffled_rows():
+    rows = {"x": np.linspace(-1.0, 2.0, 12), "y": np.cos(np.arange(12.0))}
+    rate, key, w = 0.3, jax.random.key(0), np.float64(0.5)
+    optimizer = optax.sgd(rate, momentum=0.9)
+
+    def loss_fn(w, part):
+        errors = w * part["x"] - part["y"]
+        return 0.5 * (errors**2).mean(), {"largest": jnp.abs(errors).max()}
+
+    start = jnp.float32(w)
+    batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rows)
+    learnt, _, loss, aux = jax.jit(
+        partial(descend_epochs, optimizer, loss_fn), static_argnums=(4, 5)
+    )(start, optimizer.init(start), key, batch, 2, 3)
+
+    velocity, losses, largest = 0.0, [], []
+    for epoch_key in epoch_keys(key, 2):
+        for part in np.asarray(permutation(epoch_key, 12)).reshape(3, 4):
+            x, y = rows["x"][part], rows["y"][part]
+            errors = w * x - y
+            losses.append(0.5 * (errors**2).mean())
+            largest.append(np.abs(errors).max())
+            velocity = 0.9 * velocity + (errors * x).mean()
+            w -= rate * velocity
+    np.testing.assert_allclose(learnt, w, rtol=1e-5)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(aux["largest"], np.mean(largest), rtol=1e-5)
+
+
+def test_minibatches_have_one_size():
+    require_minibatches(4, 8, 2, "trpo")
+    line = "trpo: num_minibatches=3 does not divide the batch of 16 = num_envs 8 x num_steps 2"
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        require_minibatches(3, 8, 2, "trpo")
