@@ -25,6 +25,8 @@ AGENTS = {
     "sac": "off_policy.sac:SAC",
     "mixturesac": "off_policy.mixturesac:MixtureSAC",
     "softgac": "off_policy.softgac:SoftGAC",
+    "xqc": "off_policy.xqc:XQC",
+    "xqcfd": "off_policy.xqcfd:XQCfD",
     "wpo": "off_policy.wpo:WPO",
     "qed": "off_policy.qed:QED",
     "cql": "offline.cql:CQL",

@@ -44,6 +44,8 @@ OWN: dict[str, dict[str, Any]] = {
     "sft": {"num_prompts": 2, "group_size": 2, "width": 4},
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
     "wpo": {"num_samples": 2, "num_components": 2},
+    "xqc": {"actor_hidden_sizes": (4,)},
+    "xqcfd": {"actor_hidden_sizes": (4,), "clone_steps": 3, "num_atoms": 5},
 }
 ITERATIONS = 6
 BODY = "tests.configurations:doubled"  # a network of one's own

@@ -20,6 +20,7 @@ STUDIES = (
     "memory",
     "noisy_clip",
     "retry",
+    "xqc",
     "wasserstein",
     "disagreement",
     "search",

@@ -14,7 +14,7 @@ from jaxrl.loops.sources import Collected, CollectedState, Explore, Mixed, Recor
 from jaxrl.parts.normalize import RunningMoments
 from jaxrl.parts.optimize import mean_over_steps
 from jaxrl.parts.replay import Batch, Dataset
-from jaxrl.parts.rollout import Actors
+from jaxrl.parts.rollout import Actors, Transition
 
 MOST_STEPS = 2**31 - 1  # that a gradient step's number, of 32 bits, can count
 COLLECTING = ("num_envs", "num_steps", "buffer_size", "lean_buffer", "learning_starts")
@@ -87,6 +87,10 @@ class Learner(Agent):
     ) -> jax.Array:
         """Actions to collect with, for observations (N, ...); continuous ones within [-1, 1]."""
         raise NotImplementedError
+
+    def observe(self, learner: Any, steps: Transition) -> Any:
+        """The learner with what it counts of new steps (T, N, ...), before it learns from any."""
+        return learner
 
     # Hyper-parameters -------------------------------------------------------------------------
 
@@ -206,10 +210,12 @@ class Learner(Agent):
 
     def step(self, state: LearnerState, t: jax.Array) -> tuple[LearnerState, dict[str, jax.Array]]:
         source, explore = self.source(), self.explorer(state, t)
-        source_state, seen, collected = source.advance(state.source, state.key, t, explore)
-        moments = state.obs_moments
-        if self.normalize_observations and seen is not None:
-            moments = moments.update(masks.split(self.encode(seen))[0])
+        source_state, steps, collected = source.advance(state.source, state.key, t, explore)
+        moments, learner = state.obs_moments, state.learner
+        if steps is not None:
+            learner = self.observe(learner, steps)
+            if self.normalize_observations:
+                moments = moments.update(masks.split(self.encode(steps.obs))[0])
         key = derive(state.key, Tag.LEARN, t)
 
         def gradient_step(learner, i):
@@ -226,7 +232,7 @@ class Learner(Agent):
             learner, metrics = lax.scan(gradient_step, learner, jnp.arange(self.num_updates))
             return learner, jax.tree.map(mean_over_steps, metrics)
 
-        learner, metrics = source.once_ready(t, learn, state.learner)
+        learner, metrics = source.once_ready(t, learn, learner)
         return LearnerState(state.key, learner, source_state, moments), metrics | collected
 
     def explorer(self, state: LearnerState, t: jax.Array) -> Explore:

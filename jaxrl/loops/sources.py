@@ -14,7 +14,7 @@ from jaxrl.agent import Tag, derive
 from jaxrl.parts import replay
 from jaxrl.parts.optimize import learn_if
 from jaxrl.parts.replay import Batch, Dataset, Replay
-from jaxrl.parts.rollout import Actors, reset, rollout
+from jaxrl.parts.rollout import Actors, Transition, reset, rollout
 from jaxrl.parts.trees import first_of
 
 Explore = Callable[[jax.Array, jax.Array], jax.Array]  # observations (N, ...), key -> actions
@@ -38,8 +38,8 @@ class Source(Protocol):
 
     def advance(
         self, state: Any, key: jax.Array, t: jax.Array, explore: Explore
-    ) -> tuple[Any, jax.Array | None, dict[str, jax.Array]]:
-        """Take iteration `t`'s steps: the new state, what was observed, and metrics."""
+    ) -> tuple[Any, Transition | None, dict[str, jax.Array]]:
+        """Take iteration `t`'s steps: the new state, the steps (T, N, ...), and metrics."""
         ...
 
     def once_ready(
@@ -72,7 +72,7 @@ class Recorded(NamedTuple):
 
     def advance(
         self, state: Any, key: jax.Array, t: jax.Array, explore: Explore
-    ) -> tuple[Any, jax.Array | None, dict[str, jax.Array]]:
+    ) -> tuple[Any, Transition | None, dict[str, jax.Array]]:
         return state, None, {}
 
     def once_ready(
@@ -150,7 +150,7 @@ class Collected(NamedTuple):
 
     def advance(
         self, state: CollectedState, key: jax.Array, t: jax.Array, explore: Explore
-    ) -> tuple[CollectedState, jax.Array | None, dict[str, jax.Array]]:
+    ) -> tuple[CollectedState, Transition | None, dict[str, jax.Array]]:
         assert state.replay is not None
         space = self.env.action_space(self.env_params)
         # All that this condition and the replay's indices follow from is t, so they are never
@@ -168,7 +168,7 @@ class Collected(NamedTuple):
             rollout_key, self.env, self.env_params, state.actors, act, self.num_steps
         )
         memory = replay.add(state.replay, t * self.num_steps, steps)
-        return CollectedState(actors, memory), steps.obs, episodes.metrics()
+        return CollectedState(actors, memory), steps, episodes.metrics()
 
     def once_ready(
         self, t: jax.Array, learn: Learn, learner: Any
@@ -207,7 +207,7 @@ class Mixed(NamedTuple):
 
     def advance(
         self, state: CollectedState, key: jax.Array, t: jax.Array, explore: Explore
-    ) -> tuple[CollectedState, jax.Array | None, dict[str, jax.Array]]:
+    ) -> tuple[CollectedState, Transition | None, dict[str, jax.Array]]:
         return self.collected.advance(state, key, t, explore)
 
     def once_ready(

@@ -102,6 +102,24 @@ def softmax_cloning_loss(log_prob: jax.Array, log_weight: jax.Array) -> tuple[ja
     return -(weight * log_prob).mean(), weight.max()
 
 
+def faithful_loss(mean: jax.Array, log_std: jax.Array, target: jax.Array) -> jax.Array:
+    """Of a normal (..., D), summed over D: half the squared error, and the deviation's likelihood.
+
+        1/2 (y - mu)^2 + 1/2 (y - stop(mu))^2 / sigma^2 + log sigma
+
+    (Stirn et al. 2023, "Faithful Heteroscedastic Regression"): the mean learns as if the deviation
+    were 1 everywhere, so that it is not given up where the deviation is large; the deviation is
+    fitted to the mean's errors.
+
+    >>> zeros = jnp.zeros(1)
+    >>> float(faithful_loss(zeros, zeros, jnp.array([2.0])))
+    4.0
+    """
+    error = target - mean
+    scaled = lax.stop_gradient(error) * jnp.exp(-log_std)
+    return (0.5 * error**2 + 0.5 * scaled**2 + log_std).sum(axis=-1)
+
+
 def huber(error: jax.Array, threshold: float | jax.Array) -> jax.Array:
     """Half the square of errors up to a threshold, beyond it linear (Huber 1964), in their shape.
 

@@ -90,6 +90,16 @@ class RewardScale(NamedTuple):
         """Nothing seen yet, in any of `num_envs` environments."""
         return cls(RunningMoments.of_shape(()), jnp.zeros((num_envs,), jnp.float32))
 
+    @classmethod
+    def of_recorded(
+        cls, num_envs: int, rewards: jax.Array, dones: jax.Array, gamma: float | jax.Array
+    ) -> RewardScale:
+        """What recorded steps (M,), in their episodes' order, say; no return so far in any of
+        `num_envs` environments.
+        """
+        recorded = cls.of_envs(1).update(rewards[:, None], dones[:, None], gamma)
+        return cls(recorded.moments, jnp.zeros((num_envs,), jnp.float32))
+
     def update(self, rewards: jax.Array, dones: jax.Array, gamma: float | jax.Array) -> RewardScale:
         """Add a rollout's rewards (T, N); a return starts anew after the step that ended it."""
 

@@ -81,6 +81,20 @@ def test_reward_scale_is_the_deviation_of_discounted_returns_so_far():
         np.testing.assert_allclose(scale.scale(jnp.array([std, -std])), [1, -1], rtol=1e-4)
 
 
+def test_the_scale_of_recorded_rewards_is_that_of_their_returns():
+    rng = np.random.default_rng(0)
+    rewards, dones = rng.normal(size=40), rng.random(40) < 0.1
+    value, values = 0.0, []
+    for reward, done in zip(rewards, dones, strict=True):
+        value = reward + 0.9 * value
+        values.append(value)
+        value = 0.0 if done else value
+    scale = RewardScale.of_recorded(3, jnp.asarray(rewards), jnp.asarray(dones), 0.9)
+    assert scale.moments.var == pytest.approx(np.var(values), rel=1e-4)
+    assert scale.moments.seen == 40
+    np.testing.assert_array_equal(scale.returns, np.zeros(3))
+
+
 def test_denormalising_inverts_normalising():
     rng = np.random.default_rng(0)
     moments = RunningMoments.of_shape((3,)).update(
