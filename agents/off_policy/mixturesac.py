@@ -81,6 +81,7 @@ class MixtureSAC(Learner):
         return Network(
             outputs=self.num_components * (1 + 2 * spaces.action_size(self.action_space)),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             body=body_of(self.network),
@@ -91,6 +92,7 @@ class MixtureSAC(Learner):
         return Network(
             outputs=1,
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             body=body_of(self.network),

@@ -75,6 +75,7 @@ class QED(Learner):
         return Network(
             outputs=2 * spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             output_scale=0.01,
@@ -84,6 +85,7 @@ class QED(Learner):
         return Network(
             outputs=1,
             obs_ndim=1,
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             layer_norm=self.layer_norm,
@@ -93,6 +95,7 @@ class QED(Learner):
         return Network(
             outputs=1,
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
         )

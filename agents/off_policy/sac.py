@@ -56,6 +56,7 @@ class SAC(Learner):
         return Network(
             outputs=2 * spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             body=body_of(self.network),
@@ -66,6 +67,7 @@ class SAC(Learner):
         return Network(
             outputs=1,
             obs_ndim=1 if self.network == "mlp" else len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             body=body_of(self.network),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,14 @@ from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.loops.sources import Collected
 from jaxrl.parts.distributions import project_to_atoms
 from jaxrl.parts.losses import td_target
-from jaxrl.parts.networks import BatchRenorm, Network, body_of, features, require_body
+from jaxrl.parts.networks import (
+    BatchRenorm,
+    Network,
+    body_of,
+    dense_product,
+    features,
+    require_body,
+)
 from jaxrl.parts.optimize import MISSING, copy_of, descend, learn_if, polyak
 from jaxrl.parts.replay import Batch, valid_mean
 
@@ -48,15 +56,17 @@ class BridgeStep(nn.Module):
     input_norm: bool
     obs_ndim: int
     body: Callable[[jax.Array], jax.Array] | None = None
+    precision: str = "float32"
 
     @nn.compact
     def __call__(self, obs: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        layer = partial(nn.Dense, dot_general=partial(dense_product, operands=self.precision))
         x = jnp.concatenate([features(self.body, obs, self.obs_ndim), z], axis=-1)
         if self.input_norm:
             x = nn.LayerNorm()(x)
-        x = nn.LayerNorm()(nn.elu(nn.Dense(self.width)(x)))
-        drift = nn.Dense(self.action_size, kernel_init=nn.initializers.xavier_uniform())(x)
-        scale = nn.Dense(
+        x = nn.LayerNorm()(nn.elu(layer(self.width)(x)))
+        drift = layer(self.action_size, kernel_init=nn.initializers.xavier_uniform())(x)
+        scale = layer(
             self.action_size,
             kernel_init=nn.initializers.zeros,
             bias_init=nn.initializers.constant(UNIT_SCALE_BIAS),
@@ -71,14 +81,16 @@ class CrossQCritic(nn.Module):
     hidden_sizes: tuple[int, ...]
     obs_ndim: int
     body: Callable[[jax.Array], jax.Array] | None = None
+    precision: str = "float32"
 
     @nn.compact
     def __call__(self, obs: jax.Array, action: jax.Array, train: bool) -> jax.Array:
         x = jnp.concatenate([features(self.body, obs, self.obs_ndim), action], axis=-1)
+        layer = partial(nn.Dense, dot_general=partial(dense_product, operands=self.precision))
         x = BatchRenorm()(x, train)
         for width in self.hidden_sizes:
-            x = BatchRenorm()(nn.relu(nn.Dense(width)(x)), train)
-        return nn.Dense(self.num_atoms)(x)
+            x = BatchRenorm()(nn.relu(layer(width)(x)), train)
+        return layer(self.num_atoms)(x)
 
 
 class SoftGACLearner(NamedTuple):
@@ -169,6 +181,7 @@ class SoftGAC(Learner):
             self.input_norm,
             obs_ndim=len(self.obs_shape),
             body=body_of(self.network),
+            precision=self.precision,
         )
 
     def noise(self, key: jax.Array, shape: tuple[int, ...]) -> Noise:
@@ -192,6 +205,7 @@ class SoftGAC(Learner):
             self.hidden_sizes,
             obs_ndim=len(self.obs_shape),
             body=body_of(self.network),
+            precision=self.precision,
         )
 
     @property
@@ -203,6 +217,7 @@ class SoftGAC(Learner):
         return Network(
             outputs=1,
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             body=body_of(self.network),

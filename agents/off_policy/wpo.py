@@ -82,6 +82,7 @@ class WPO(Learner):
         return Network(
             outputs=self.num_components * (1 + 2 * spaces.action_size(self.action_space)),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             output_scale=0.01,
@@ -91,6 +92,7 @@ class WPO(Learner):
         return Network(
             outputs=1,
             obs_ndim=1,
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             layer_norm=self.layer_norm,

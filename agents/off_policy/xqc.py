@@ -150,11 +150,15 @@ class XQC(Learner):
 
     def make_actor(self) -> NormalizedNetwork:
         outputs = 2 * spaces.action_size(self.action_space)
-        return NormalizedNetwork(outputs, self.actor_hidden_sizes, self.batch_norm)
+        return NormalizedNetwork(
+            outputs, self.actor_hidden_sizes, self.batch_norm, precision=self.precision
+        )
 
     def make_critic(self) -> NormalizedNetwork:
         outputs = self.num_atoms if self.critic == "categorical" else 1
-        return NormalizedNetwork(outputs, self.hidden_sizes, self.batch_norm, input_norm=True)
+        return NormalizedNetwork(
+            outputs, self.hidden_sizes, self.batch_norm, input_norm=True, precision=self.precision
+        )
 
     def constrained(self, params: Any) -> Any:
         """Parameters of a network with its columns at unit length, as `weight_norm` says."""

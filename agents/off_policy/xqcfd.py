@@ -147,10 +147,12 @@ class XQCfD(Learner):
     def make_actor(self) -> NormalizedNetwork:
         """To what the random features are made of, or to mean and log-deviation."""
         outputs = self.bottleneck if self.stationary_head else 2 * self.action_size
-        return NormalizedNetwork(outputs, self.actor_hidden_sizes)
+        return NormalizedNetwork(outputs, self.actor_hidden_sizes, precision=self.precision)
 
     def make_critic(self) -> NormalizedNetwork:
-        return NormalizedNetwork(self.num_atoms, self.hidden_sizes, input_norm=True)
+        return NormalizedNetwork(
+            self.num_atoms, self.hidden_sizes, input_norm=True, precision=self.precision
+        )
 
     def head(self, params: Any, features: RandomFeatures, output: jax.Array) -> Normal:
         """The policy before tanh, of the network's outputs (..., N)."""

@@ -72,6 +72,7 @@ class AWAC(Learner):
         return Network(
             outputs=outputs,
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             body=body_of(self.network),

@@ -52,6 +52,7 @@ class BC(Learner):
         return Network(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             body=body_of(self.network),

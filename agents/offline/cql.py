@@ -101,6 +101,7 @@ class CQL(Learner):
         return Network(
             outputs=2 * spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             body=body_of(self.network),
@@ -111,6 +112,7 @@ class CQL(Learner):
         return Network(
             outputs=1,
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             body=body_of(self.network),

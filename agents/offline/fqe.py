@@ -68,6 +68,7 @@ class FQE(Learner):
         return Network(
             outputs=spaces.action_size(self.action_space) if self.discrete else 1,
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             body=body_of(self.network),

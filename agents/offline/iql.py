@@ -69,6 +69,7 @@ class IQL(Learner):
         return Network(
             outputs=outputs,
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             body=body_of(self.network),
@@ -79,6 +80,7 @@ class IQL(Learner):
         return Network(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             body=body_of(self.network),

@@ -60,6 +60,7 @@ class TD3BC(Learner):
         return Network(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             body=body_of(self.network),
@@ -71,6 +72,7 @@ class TD3BC(Learner):
         return Network(
             outputs=1,
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             body=body_of(self.network),

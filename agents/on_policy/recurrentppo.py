@@ -95,6 +95,7 @@ class RecurrentPPO(OnPolicy):
         return RecurrentNetwork(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             core=self.core,
             core_size=self.core_size,
             hidden_sizes=self.hidden_sizes,

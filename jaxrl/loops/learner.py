@@ -55,6 +55,9 @@ class Learner(Agent):
     )
     num_updates: int = static(8, "[1, inf)", "gradient steps per iteration")
     batch_size: int = static(256, "[1, inf)", "steps that each gradient step samples")
+    precision: str = static(
+        "float32", ("float32", "bfloat16"), "operands of the networks' products; sums are float32"
+    )
     normalize_observations: bool = static(
         False,
         None,

@@ -69,6 +69,9 @@ class OnPolicy(Agent):
     )
     hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, of each network")
     activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
+    precision: str = static(
+        "float32", ("float32", "bfloat16"), "operands of the networks' products; sums are float32"
+    )
 
     # What a subclass provides -----------------------------------------------------------------
 
@@ -100,6 +103,7 @@ class OnPolicy(Agent):
         return Network(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             conv_features=16 if self.network == "cnn" else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ class RecurrentNetwork(nn.Module):
         activation: a key of `ACTIVATIONS`, of the hidden layers.
         conv_features: channels of a 3x3 valid convolution on (H, W, C); 0 for none.
         body: a flax module or a function, of observations (B, *observation) to features (B, ...).
+        precision: "float32", or "bfloat16" for the operands of dense layers' products.
 
     >>> network = RecurrentNetwork(outputs=2, obs_ndim=1, core_size=8)
     >>> obs, starts = jnp.zeros((5, 3, 4)), jnp.zeros((5, 3), bool)
@@ -45,6 +47,7 @@ class RecurrentNetwork(nn.Module):
     activation: str = "tanh"
     conv_features: int = 0
     body: Callable[[jax.Array], jax.Array] | None = None
+    precision: str = "float32"
 
     def initial(self, *batch: int) -> Any:
         """The memory at the start of an episode: zeros (*batch, core_size), two of an LSTM."""
@@ -70,7 +73,8 @@ class RecurrentNetwork(nn.Module):
 
         def dense(width: int, scale: float, **name: str) -> nn.Dense:
             kernel_init = orthogonal(scale)
-            return nn.Dense(width, kernel_init=kernel_init, dot_general=dense_product, **name)
+            dot = partial(dense_product, operands=self.precision)
+            return nn.Dense(width, kernel_init=kernel_init, dot_general=dot, **name)
 
         def layer(width: int, x: jax.Array) -> jax.Array:
             return activation(dense(width, 2**0.5)(x))

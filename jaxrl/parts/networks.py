@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ class Network(nn.Module):
         output_norm: an affine LayerNorm of the head's outputs (Park 2026's released code).
         dropout: share of each hidden layer's outputs that are set to 0, and the others scaled up
             for it, while `training`, by the key `rngs={"dropout": key}` (Srivastava et al. 2014).
+        precision: "float32", or "bfloat16" for the operands of its products; see `dense_product`.
         forward_mode: it can be differentiated by `jax.jvp`; weights' gradients are slower on CPUs.
 
     >>> network = Network(outputs=2, obs_ndim=1, hidden_sizes=(8,))
@@ -57,6 +59,7 @@ class Network(nn.Module):
     output_scale: float = 1.0
     output_norm: bool = False
     dropout: float = 0.0
+    precision: str = "float32"
     forward_mode: bool = False
 
     @nn.compact
@@ -67,7 +70,7 @@ class Network(nn.Module):
         activation = ACTIVATIONS[self.activation]
 
         def dense(width: int, x: jax.Array, scale: float = 2**0.5) -> jax.Array:
-            dot = lax.dot_general if self.forward_mode else dense_product
+            dot = partial(dense_product, operands=self.precision, forward_mode=self.forward_mode)
             return nn.Dense(width, kernel_init=orthogonal(scale), dot_general=dot)(x)
 
         def layer(width: int, x: jax.Array) -> jax.Array:
@@ -175,32 +178,70 @@ def require_body(network: Any, shape: tuple[int, ...], agent: str) -> None:
         raise ValueError(f"{who} holds {others} beside its parameters, which nothing would update")
 
 
-def dense_product(x: jax.Array, w: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
+def dense_product(
+    x: jax.Array,
+    w: jax.Array,
+    dimensions: Any,
+    *,
+    operands: str = "float32",
+    forward_mode: bool = False,
+    **options: Any,
+) -> jax.Array:
     """A dense layer's x @ w, as `nn.Dense(dot_general=...)` asks for it.
 
-    On a CPU the gradient of w is `weight_gradient`'s; elsewhere it is `lax.dot_general` itself.
+    Args:
+        operands: "bfloat16": x and w, and to go back also gradients, are rounded to it; products
+            are added up in float32, and everything between two products is float32.
+        forward_mode: it can be differentiated by `jax.jvp`. Else the gradient of w is
+            `weight_gradient`'s on a CPU, where it is float32 in any case.
     """
-    if jax.default_backend() != "cpu":
+    if forward_mode:
+        return rounded_product(x, w, operands)
+    if operands == "float32" and jax.default_backend() != "cpu":
         return lax.dot_general(x, w, dimensions, **options)
-    return _product(x, w)
+    return _product(x, w, operands)
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, w: jax.Array) -> jax.Array:
-    return x @ w
+NARROW = 48  # a CPU multiplies narrower matrices no faster in bfloat16: measured
 
 
-def _product_forward(x: Any, w: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
+def rounded_product(x: jax.Array, w: jax.Array, operands: str) -> jax.Array:
+    """x (..., K) @ w (K, N) of "float32" or "bfloat16" operands, added up in float32.
+
+    >>> x = jnp.full((1, 1), 1 + 2**-8)
+    >>> float(rounded_product(x, x, "bfloat16")[0, 0])
+    1.0
+    """
+    if operands == "float32":
+        return x @ w
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    if jax.default_backend() == "cpu" and min(w.shape) < NARROW:
+        return x.astype(jnp.float32) @ w.astype(jnp.float32)
+    inner = ((x.ndim - 1,), (0,)), ((), ())
+    return lax.dot_general(x, w, inner, preferred_element_type=jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, w: jax.Array, operands: str) -> jax.Array:
+    return rounded_product(x, w, operands)
+
+
+def _product_forward(
+    x: Any, w: Any, operands: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
     kept = w.value if x.perturbed else None  # of observations nobody asks for a gradient
-    return x.value @ w.value, (x.value, kept)
+    return rounded_product(x.value, w.value, operands), (x.value, kept)
 
 
 def _product_backward(
-    kept: tuple[jax.Array, jax.Array | None], gradient: jax.Array
+    operands: str, kept: tuple[jax.Array, jax.Array | None], gradient: jax.Array
 ) -> tuple[jax.Array | None, jax.Array]:
     x, w = kept
-    flat = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return None if w is None else gradient @ w.T, weight_gradient(*flat)
+    of_x = None if w is None else rounded_product(gradient, w.T, operands)
+    x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    if jax.default_backend() == "cpu":
+        return of_x, weight_gradient(x, gradient)
+    return of_x, rounded_product(x.T, gradient, operands)
 
 
 _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import orthogonal
+
+from jaxrl.parts.networks import dense_product
 
 
 class NormalizedNetwork(nn.Module):
@@ -26,6 +29,7 @@ class NormalizedNetwork(nn.Module):
         hidden_sizes: widths of the hidden layers.
         batch_norm: "before" or "after" the activation.
         input_norm: batch norm of the input, too.
+        precision: "float32", or "bfloat16" for the operands of its products; see `dense_product`.
 
     >>> network = NormalizedNetwork(outputs=2, hidden_sizes=(8,))
     >>> variables = jax.eval_shape(lambda key: init_network(network, key, 4), jax.random.key(0))
@@ -37,20 +41,22 @@ class NormalizedNetwork(nn.Module):
     hidden_sizes: tuple[int, ...]
     batch_norm: str = "before"
     input_norm: bool = False
+    precision: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         def normalized(x: jax.Array) -> jax.Array:
             return nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, use_fast_variance=False)(x)
 
+        layer = partial(nn.Dense, dot_general=partial(dense_product, operands=self.precision))
         x = normalized(x) if self.input_norm else x
         for i, width in enumerate(self.hidden_sizes):
             before = self.batch_norm == "before"  # a bias would have no effect then
-            dense = nn.Dense(
+            dense = layer(
                 width, use_bias=not before, kernel_init=orthogonal(2**0.5), name=f"hidden_{i}"
             )
             x = nn.relu(normalized(dense(x))) if before else normalized(nn.relu(dense(x)))
-        return nn.Dense(self.outputs, kernel_init=orthogonal(1.0), name="head")(x)
+        return layer(self.outputs, kernel_init=orthogonal(1.0), name="head")(x)
 
 
 def init_network(network: nn.Module, key: jax.Array, size: int) -> dict[str, Any]:

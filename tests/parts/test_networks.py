@@ -174,3 +174,28 @@ def test_a_network_for_forward_mode_can_be_differentiated_so():
     _, pull = jax.vjp(lambda p: plain.clone(forward_mode=False).apply(p, x), params)
     along = optax.tree.vdot(pull(jnp.ones((3, 2)))[0], tangents)
     np.testing.assert_allclose(out.sum(), along, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [8, networks.NARROW])
+def test_operands_in_bfloat16_are_rounded_and_their_products_added_up_in_float32(width):
+    """Forwards and to go back; what is multiplied after them is float32 again."""
+    random = np.random.default_rng(1)
+    x, w = random.normal(size=(64, width)), random.normal(size=(width, width))
+    x, w = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
+
+    def product(x, w):
+        dimensions = ((1,), (0,)), ((), ())
+        return networks.dense_product(x, w, dimensions, operands="bfloat16")
+
+    def rounded(array):
+        return np.float64(jnp.asarray(array, jnp.bfloat16))
+
+    out, pull = jax.jit(lambda x, w: jax.vjp(product, x, w))(x, w)
+    of_x, of_w = pull(out)
+    assert out.dtype == of_x.dtype == of_w.dtype == jnp.float32
+    exact = rounded(x) @ rounded(w)
+    np.testing.assert_allclose(out, exact, atol=1e-4)
+    assert np.abs(exact - np.float64(x) @ np.float64(w)).max() > 1e-3  # it is not float32
+    np.testing.assert_allclose(of_x, rounded(out) @ rounded(w).T, atol=1e-3)
+    if jax.default_backend() == "cpu":
+        np.testing.assert_allclose(of_w, np.float64(x).T @ np.float64(out), rtol=1e-4, atol=1e-2)
