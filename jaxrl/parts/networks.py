@@ -38,6 +38,7 @@ class Network(nn.Module):
         output_norm: an affine LayerNorm of the head's outputs (Park 2026's released code).
         dropout: share of each hidden layer's outputs that are set to 0, and the others scaled up
             for it, while `training`, by the key `rngs={"dropout": key}` (Srivastava et al. 2014).
+            With `layer_norm`, of what goes into LayerNorm instead (Hiraoka et al. 2022, figure 1).
 
     >>> network = Network(outputs=2, obs_ndim=1, hidden_sizes=(8,))
     >>> init = network.init_with_output  # (the output, the parameters)
@@ -68,9 +69,11 @@ class Network(nn.Module):
             return nn.Dense(width, kernel_init=orthogonal(2**0.5))(x)
 
         def layer(width: int, x: jax.Array) -> jax.Array:
+            dropout = nn.Dropout(self.dropout, deterministic=not training)
             x = dense(width, x)
-            x = activation(nn.LayerNorm()(x) if self.layer_norm else x)
-            return nn.Dropout(self.dropout, deterministic=not training)(x)
+            if self.layer_norm:
+                return activation(nn.LayerNorm()(dropout(x)))
+            return dropout(activation(x))
 
         x = jnp.asarray(obs, jnp.float32)
         batch = x.shape[: x.ndim - self.obs_ndim]
