@@ -37,8 +37,8 @@ class SACLearner(NamedTuple):
 class SAC(Learner):
     """Soft Actor-Critic with twin critics and a learnt temperature; continuous actions.
 
-    REDQ: num_critics=10, actor_value=mean and as many gradient steps per environment step, with
-    policy_delay, as the paper's UTD says, 20. DroQ: dropout=0.01, layer_norm=true, and as many.
+    REDQ: num_critics=10, actor_value=mean, 20 gradient steps per environment step, policy_delay=20.
+    DroQ: the same with two critics, layer_norm=true and dropout=0.01.
     """
 
     takes_windows: ClassVar[bool] = True
@@ -279,4 +279,4 @@ def subset(key: jax.Array, critics: tuple[Any, ...], size: int) -> tuple[Any, ..
         return critics
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *critics)
     chosen = jax.random.choice(key, len(critics), (size,), replace=False)
-    return tuple(jax.tree.map(lambda x: x[i], stacked) for i in chosen)
+    return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in chosen)

@@ -1,4 +1,4 @@
-"""SAC's choices: targets and subsets by enumeration, dropout, delay, step sizes; what is refused."""
+"""SAC's choices: targets and subsets by enumeration, dropout, delay, step sizes, refusals."""
 
 import itertools
 
