@@ -27,12 +27,16 @@ AGENTS = {
     "td3": "off_policy.td3:TD3",
     "mixturesac": "off_policy.mixturesac:MixtureSAC",
     "softgac": "off_policy.softgac:SoftGAC",
+    "wpo": "off_policy.wpo:WPO",
+    "qed": "off_policy.qed:QED",
     "cql": "offline.cql:CQL",
     "discretecql": "offline.discretecql:DiscreteCQL",
     "bc": "offline.bc:BC",
     "td3bc": "offline.td3bc:TD3BC",
     "iql": "offline.iql:IQL",
     "awac": "offline.awac:AWAC",
+    "sft": "sequences.sft:SFT",
+    "grpo": "sequences.grpo:GRPO",
 }
 
 

@@ -146,6 +146,7 @@ _MODULES = {
     "jumanji": "jumanji_envs",
     "xminigrid": "xminigrid_envs",
     "navix": "navix_envs",
+    "sequences": "sequences",
     "gymnasium": "gymnasium_envs",
 }
 

@@ -103,6 +103,7 @@ _TABLE = {
     **_discrete("jumanji", suite_tables.JUMANJI),
     **_discrete("xminigrid", suite_tables.XMINIGRID),
     **_discrete("navix", suite_tables.NAVIX),
+    **_discrete("sequences", suite_tables.SEQUENCES),
     **{
         GYMNASIUM + name: (observation, action, str(limit))
         for name, (observation, action, limit) in suite_tables.GYMNASIUM.items()

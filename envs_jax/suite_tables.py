@@ -136,6 +136,13 @@ NAVIX = {
     f"Navix-{name}-v0": (f"({height}, {width}, 21)", 7, 100)
     for name, (height, width) in _NAVIX.items()
 }
+SEQUENCES = {
+    "sum": ("(4, 10)", 10, 2),
+    "parity": ("(17, 3)", 3, 9),
+    "pareto": ("(4, 32)", 32, 3),
+    "dsl": ("(10, 27)", 27, 1),
+    "router": ("(87,)", 7, 4),
+}
 # Steps of the host, one environment after the other: (observation, action, time limit).
 GYMNASIUM = {
     "CartPole-v1": ("(4,)", "Discrete(2)", 500),

@@ -191,7 +191,8 @@ class Agent:
     total_steps: int = static(
         500_000,
         "[1, 2147483647]",
-        "of the whole run: environment steps, or gradient steps if it learns from recorded data",
+        "of the whole run: environment steps, gradient steps if it learns from recorded data, or "
+        "answers to prompts",
     )
     # Entries of the environment's `info` that are summed over each episode and reported.
     record: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})

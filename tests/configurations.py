@@ -1,7 +1,8 @@
 """Every agent of the registry in every kind of configuration that it accepts, in tiny sizes.
 
-Kinds are discrete or continuous actions or images, environments or recorded data or both. `TINY`
-gives sizes for the names that agents share; an agent with sizes of its own needs a line in `OWN`.
+Kinds are discrete or continuous actions, images or sequences, environments or recorded data or
+both. `TINY` gives sizes for the names that agents share; an agent with sizes of its own needs a
+line in `OWN`.
 """
 
 import dataclasses
@@ -16,8 +17,10 @@ from gymnax.environments import spaces
 import agents
 import jaxrl
 from envs_jax.datasets import Recording
+from envs_jax.sequences import Sum
 from jaxrl import Agent
 from jaxrl.agent import Hyperparameter
+from jaxrl.loops.sequence import Sequence
 from tests.probes import Probe, SignedLimit
 
 TINY = {
@@ -35,9 +38,12 @@ TINY = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "abs": {"min_steps": 4, "max_steps": 8},
+    "grpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "mixturesac": {"num_components": 2},
     "recurrentppo": {"core_size": 4},
+    "sft": {"num_prompts": 2, "group_size": 2, "width": 4},
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
+    "wpo": {"num_samples": 2, "num_components": 2},
 }
 ITERATIONS = 6
 BODY = "tests.configurations:doubled"  # a network of one's own
@@ -63,6 +69,7 @@ ENVS = {
     "discrete actions": SignedLimit(limit=3),
     "continuous actions": SignedLimit(continuous=True, limit=3),
     "images": Image(),
+    "sequences": Sum(digits=3),
 }
 SOURCES = ("environments", "data", "both")
 KINDS = [(env, source) for env in ENVS for source in SOURCES]
@@ -92,6 +99,8 @@ def dataset(env):
 def make(name: str, env: str, source: str) -> Agent:
     """The agent in one kind of configuration; ValueError where it does not accept that."""
     cls = agents.get(name)
+    if env == "sequences" and not issubclass(cls, Sequence):
+        raise ValueError("would do, but takes longer")
     declared = {h.name for h in cls.hyperparameters()}
     fields = {k: v for k, v in (TINY | OWN.get(name, {})).items() if k in declared}
     if env == "images":
@@ -139,6 +148,8 @@ def other_values(h: Hyperparameter, agent: Agent) -> list[Any]:
     if h.type is tuple:
         return [(*value, 3), value[1:]]
     if h.type is str:
+        if h.valid is None:
+            return ["part"]
         assert isinstance(h.valid, tuple)
         words = [BODY if choice == jaxrl.agent.OWN else choice for choice in h.valid]
         return [word for word in words if word != value]

@@ -10,14 +10,16 @@ import pytest
 import agents
 from agents.on_policy.ppo import PPO
 from envs_jax import datasets
+from envs_jax.sequences import Sum
 from jaxrl import Agent, static, traced
 from jaxrl.agent import Tag, derive
+from jaxrl.loops.sequence import Sequence
 from jaxrl.training.sweep import override
 from tests.helpers import Toy
 from tests.probes import ActionChoice
 
 # Agents that take no discrete actions.
-CONTINUOUS = ("sac", "mixturesac", "softgac", "cql", "td3bc")
+CONTINUOUS = ("sac", "mixturesac", "softgac", "wpo", "qed", "cql", "td3bc")
 ENV = ActionChoice()
 PARAMS = ENV.default_params
 
@@ -51,6 +53,8 @@ def test_every_default_is_valid_and_documented(name):
         if hyperparameter.kind == "traced":
             assert hyperparameter.type is float
     env = ActionChoice(continuous=name in CONTINUOUS)
+    if issubclass(cls, Sequence):
+        env = Sum()
     data = datasets.blank(env, env.default_params).dataset(env, env.default_params)
     options = {"data": data} if hasattr(cls, "data") else {}
     cls(env, env.default_params, **options)

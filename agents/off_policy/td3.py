@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.losses import n_step_target
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import copy_of, descend, learn_every, polyak
 from jaxrl.parts.replay import Batch, valid_mean
 
@@ -50,6 +50,7 @@ class TD3(Learner):
     policy_delay: int = static(2, "[1, inf)", "gradient steps of the critics to one of the actor")
     num_critics: int = static(2, "[1, inf)", "critics, each with a target of its own")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards in the targets")
+    network: Any = static("mlp", ("mlp", OWN), "or a body of yours, of every network")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths, actor and critics each")
     activation: str = static("relu", ("tanh", "relu", "swish"), "of the hidden layers")
     layer_norm: bool = static(False, None, "LayerNorm in the critics")
@@ -59,6 +60,7 @@ class TD3(Learner):
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "continuous", self.name, self.env)
+        require_body(self.network, self.obs_shape, self.name)
 
     def make_actor(self) -> Network:
         """From an observation to an action before the tanh that bounds it."""
@@ -67,16 +69,18 @@ class TD3(Learner):
             obs_ndim=len(self.obs_shape),
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             output_scale=0.01,
         )
 
     def make_critic(self) -> Network:
-        """Q of an observation and an action in a row."""
+        """Q of an observation and an action."""
         return Network(
             outputs=1,
-            obs_ndim=1,
+            obs_ndim=len(self.obs_shape),
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             layer_norm=self.layer_norm,
         )
 
@@ -86,8 +90,8 @@ class TD3(Learner):
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """All critics' values (N, B)."""
-        inputs = jnp.concatenate([obs.reshape(len(action), -1), action], axis=-1)
-        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+        module = self.make_critic()
+        return jnp.stack([module.apply(critic, obs, action)[:, 0] for critic in critics])
 
     def optimizer(self) -> optax.GradientTransformation:
         """The critics'."""
@@ -101,9 +105,9 @@ class TD3(Learner):
     def init_learner(self, key: jax.Array, obs: jax.Array) -> TD3Learner:
         actor_key, critic_key = jax.random.split(key)
         actor = self.make_actor().init(actor_key, obs)
-        inputs = jnp.zeros((obs.size + spaces.action_size(self.action_space),))
+        inputs = obs, jnp.zeros((spaces.action_size(self.action_space),))
         critic_keys = jax.random.split(critic_key, self.num_critics)
-        critics = tuple(self.make_critic().init(k, inputs) for k in critic_keys)
+        critics = tuple(self.make_critic().init(k, *inputs) for k in critic_keys)
         return TD3Learner(
             actor=actor,
             target_actor=copy_of(actor),

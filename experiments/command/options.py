@@ -125,7 +125,7 @@ def add_experiment(command: argparse.ArgumentParser, settings: str) -> None:
     add(
         "--steps",
         type=arguments.positive,
-        help="of each member: of its environment, gradient steps on data",
+        help="of each member: of its environment, gradient steps on data, answers to prompts",
     )
     add(
         "--data",

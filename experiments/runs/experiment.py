@@ -59,7 +59,7 @@ class Experiment:
 
     @property
     def unit(self) -> str:
-        """What the agent's steps are: "environment steps" or "gradient steps"."""
+        """What the agent's steps are: "environment steps", "gradient steps", "answers"."""
         return self.agent.unit
 
     def recipe_line(self) -> str:

@@ -200,7 +200,7 @@ class RunFolder:
 
     @property
     def unit(self) -> str:
-        """What the run's steps are: "environment steps" or "gradient steps"."""
+        """What the run's steps are: "environment steps", "gradient steps", "answers"."""
         unit: str = self.config["unit"]
         return unit
 

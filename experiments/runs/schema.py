@@ -81,7 +81,7 @@ class ConfigFile(Entries):
     data: str | list[str] | None
     evaluations: Count
     episodes: Positive
-    unit: Literal["environment steps", "gradient steps"] = "environment steps"
+    unit: Annotated[str, Field(pattern="^[a-z]+( [a-z]+)*$")] = "environment steps"
     data_steps: Positive | None = None
     reference: tuple[float, float] | None = None
     record: list[str] = []
@@ -151,6 +151,8 @@ class LogLine(Entries):
     iteration: Count
     env_steps: Count
     seconds: Annotated[float, Field(ge=0)]
+    numbers: list[Count] = []  # of the members, where a search changes their hyper-parameters
+    hyperparameters: dict[str, list[Any]] = {}
     __pydantic_extra__: dict[str, float | None] = Field(init=False)
 
 

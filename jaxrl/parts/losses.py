@@ -130,6 +130,39 @@ def softmax_cloning_loss(log_prob: jax.Array, log_weight: jax.Array) -> tuple[ja
     return -(weight * log_prob).mean(), weight.max()
 
 
+def huber(error: jax.Array, threshold: float | jax.Array) -> jax.Array:
+    """Half the square of errors up to a threshold, beyond it linear (Huber 1964), in their shape.
+
+        c (|e| - c / 2) with c = min(|e|, threshold)
+
+    >>> huber(jnp.array([0.5, -3.0]), threshold=1.0).tolist()
+    [0.125, 2.5]
+    """
+    size = jnp.abs(error)
+    cut = jnp.minimum(size, threshold)
+    return 0.5 * (cut * (2 * size - cut))
+
+
+def clipped_value_loss(
+    value: jax.Array,
+    old: jax.Array,
+    target: jax.Array,
+    limit: float | jax.Array,
+    threshold: float | jax.Array = jnp.inf,
+) -> jax.Array:
+    """E max(h(V - R), h(V_old + clip(V - V_old, +-limit) - R)), of values (...), a scalar.
+
+    With h = `huber`, which is half the square where the threshold is infinite: the value loss of
+    PPO's released code (Schulman et al. 2017; with Huber's, Yu et al. 2022, arXiv:2103.01955).
+
+    >>> value, old, target = jnp.array([3.0]), jnp.array([1.0]), jnp.array([4.0])
+    >>> [float(clipped_value_loss(value, old, target, limit)) for limit in (0.5, jnp.inf)]
+    [3.125, 0.5]
+    """
+    clipped = old + jnp.clip(value - old, -limit, limit)
+    return jnp.maximum(huber(value - target, threshold), huber(clipped - target, threshold)).mean()
+
+
 def beyond_clip(
     ratio: jax.Array, advantage: jax.Array, low: float | jax.Array, high: float | jax.Array
 ) -> jax.Array:
@@ -169,6 +202,23 @@ def kept_by_noise(
     factor = 1 + noise * jax.random.uniform(key, ratio.shape, ratio.dtype, -1, 1)
     still = beyond_clip(ratio * factor, advantage, low, high)
     return beyond_clip(ratio, advantage, low, high) & ~still
+
+
+def kept_beyond_clip(
+    key: jax.Array | None,
+    ratio: jax.Array,
+    advantage: jax.Array,
+    low: float | jax.Array,
+    high: float | jax.Array,
+    noise: float | jax.Array,
+) -> jax.Array:
+    """The share of a step's gradient that stays although the hard rule would cut it.
+
+    `kept_by_noise` with a key, else its expectation, `keep_probability`.
+    """
+    if key is None:
+        return keep_probability(ratio, advantage, low, high, noise)
+    return kept_by_noise(key, ratio, advantage, low, high, noise)
 
 
 def keep_probability(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,14 +10,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import orthogonal
 
-from jaxrl.parts.networks import ACTIVATIONS, patches_3x3
+from jaxrl.parts.networks import ACTIVATIONS, features, patches_3x3
 from jaxrl.parts.rollout import where_done
 
 CORES = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 
 
 class RecurrentNetwork(nn.Module):
-    """[3x3 convolution] -> hidden layers -> recurrent core -> heads of the actor and the critic.
+    """[3x3 convolution, or a body] -> hidden layers -> recurrent core -> heads of actor and critic.
 
     Attributes:
         outputs: size of the actor's head.
@@ -26,6 +27,7 @@ class RecurrentNetwork(nn.Module):
         hidden_sizes: widths of the hidden layers before the core.
         activation: a key of `ACTIVATIONS`, of the hidden layers.
         conv_features: channels of a 3x3 valid convolution on (H, W, C); 0 for none.
+        body: a flax module or a function, of observations (B, *observation) to features (B, ...).
 
     >>> network = RecurrentNetwork(outputs=2, obs_ndim=1, core_size=8)
     >>> obs, starts = jnp.zeros((5, 3, 4)), jnp.zeros((5, 3), bool)
@@ -42,6 +44,7 @@ class RecurrentNetwork(nn.Module):
     hidden_sizes: tuple[int, ...] = (64,)
     activation: str = "tanh"
     conv_features: int = 0
+    body: Callable[[jax.Array], jax.Array] | None = None
 
     def initial(self, *batch: int) -> Any:
         """The memory at the start of an episode: zeros (*batch, core_size), two of an LSTM."""
@@ -69,10 +72,9 @@ class RecurrentNetwork(nn.Module):
             return activation(nn.Dense(width, kernel_init=orthogonal(2**0.5))(x))
 
         x = jnp.asarray(obs, jnp.float32)
-        batch = x.shape[: x.ndim - self.obs_ndim]
         if self.conv_features:
             x = layer(self.conv_features, patches_3x3(x))
-        x = x.reshape(*batch, -1)
+        x = features(self.body, x, self.obs_ndim)
         for width in self.hidden_sizes:
             x = layer(width, x)
 

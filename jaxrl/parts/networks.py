@@ -39,6 +39,7 @@ class Network(nn.Module):
         dropout: share of each hidden layer's outputs that are set to 0, and the others scaled up
             for it, while `training`, by the key `rngs={"dropout": key}` (Srivastava et al. 2014).
             With `layer_norm`, of what goes into LayerNorm instead (Hiraoka et al. 2022, figure 1).
+        forward_mode: it can be differentiated by `jax.jvp`; weights' gradients are slower on CPUs.
 
     >>> network = Network(outputs=2, obs_ndim=1, hidden_sizes=(8,))
     >>> init = network.init_with_output  # (the output, the parameters)
@@ -57,6 +58,7 @@ class Network(nn.Module):
     output_scale: float = 1.0
     output_norm: bool = False
     dropout: float = 0.0
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(
@@ -65,8 +67,9 @@ class Network(nn.Module):
         """The head's outputs; an action (..., D) enters the hidden layers beside the features."""
         activation = ACTIVATIONS[self.activation]
 
-        def dense(width: int, x: jax.Array) -> jax.Array:
-            return nn.Dense(width, kernel_init=orthogonal(2**0.5))(x)
+        def dense(width: int, x: jax.Array, scale: float = 2**0.5) -> jax.Array:
+            dot = lax.dot_general if self.forward_mode else dense_product
+            return nn.Dense(width, kernel_init=orthogonal(scale), dot_general=dot)(x)
 
         def layer(width: int, x: jax.Array) -> jax.Array:
             dropout = nn.Dropout(self.dropout, deterministic=not training)
@@ -76,23 +79,38 @@ class Network(nn.Module):
             return dropout(activation(x))
 
         x = jnp.asarray(obs, jnp.float32)
-        batch = x.shape[: x.ndim - self.obs_ndim]
         if self.conv_features:
             x = layer(self.conv_features, patches_3x3(x))
-        if self.body is not None:
-            # However many axes a batch has, a body sees one.
-            x = self.body(x.reshape(-1, *x.shape[len(batch) :]))
-        x = x.reshape(*batch, -1)
+        x = features(self.body, x, self.obs_ndim)
         if action is not None:
-            x = jnp.concatenate([x, action], axis=-1)
+            x = jnp.concatenate([x, jnp.asarray(action, jnp.float32)], axis=-1)
         for width in self.hidden_sizes:
             x = layer(width, x)
         skip = x
         for _ in range(self.residual_blocks):
             inner = nn.relu(nn.LayerNorm()(dense(x.shape[-1], x)))
             x = nn.relu(x + nn.LayerNorm()(dense(x.shape[-1], inner))) + skip
-        x = nn.Dense(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
+        x = dense(self.outputs, x, self.output_scale)
         return nn.LayerNorm()(x) if self.output_norm else x
+
+
+def features(
+    body: Callable[[jax.Array], jax.Array] | None, obs: jax.Array, obs_ndim: int
+) -> jax.Array:
+    """What a body makes of observations (..., *observation), in a row (..., F).
+
+    Without a body that is the observations themselves. However many axes a batch has, a body sees
+    one.
+
+    >>> features(None, jnp.zeros((5, 3, 4, 4, 2)), obs_ndim=3).shape
+    (5, 3, 32)
+    >>> features(lambda obs: obs.mean(axis=(1, 2)), jnp.zeros((5, 3, 4, 4, 2)), obs_ndim=3).shape
+    (5, 3, 2)
+    """
+    batch = obs.shape[: obs.ndim - obs_ndim]
+    if body is not None:
+        obs = body(obs.reshape(-1, *obs.shape[len(batch) :]))
+    return obs.reshape(*batch, -1)
 
 
 def body_of(network: Any) -> Callable[[jax.Array], jax.Array] | None:
@@ -158,6 +176,58 @@ def require_body(network: Any, shape: tuple[int, ...], agent: str) -> None:
     if set(variables) - {"params"}:
         others = ", ".join(sorted(set(variables) - {"params"}))
         raise ValueError(f"{who} holds {others} beside its parameters, which nothing would update")
+
+
+def dense_product(x: jax.Array, w: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
+    """A dense layer's x @ w, as `nn.Dense(dot_general=...)` asks for it.
+
+    On a CPU the gradient of w is `weight_gradient`'s; elsewhere it is `lax.dot_general` itself.
+    """
+    if jax.default_backend() != "cpu":
+        return lax.dot_general(x, w, dimensions, **options)
+    return _product(x, w)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+    return x @ w
+
+
+def _product_forward(x: Any, w: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
+    kept = w.value if x.perturbed else None  # of observations nobody asks for a gradient
+    return x.value @ w.value, (x.value, kept)
+
+
+def _product_backward(
+    kept: tuple[jax.Array, jax.Array | None], gradient: jax.Array
+) -> tuple[jax.Array | None, jax.Array]:
+    x, w = kept
+    flat = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return None if w is None else gradient @ w.T, weight_gradient(*flat)
+
+
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
+
+FEW_ROWS, FEW_OUTPUTS = 4096, 8  # beyond both a transposed copy costs what it gains: measured
+
+
+def weight_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """x^T gradient (inputs, outputs), of x (B, inputs) and gradient (B, outputs), fast on a CPU.
+
+    XLA:CPU multiplies slowly where both matrices have their inner axis first: at a thirtieth of its
+    speed where the result has two columns, at half of it where it is 64 x 64. So x is transposed
+    before, or the gradient and the result, whichever copies less. Barriers keep XLA from undoing
+    that.
+
+    >>> weight_gradient(jnp.eye(3), jnp.ones((3, 2))).shape
+    (3, 2)
+    """
+    barrier = lax.optimization_barrier
+    (rows, inputs), outputs = x.shape, gradient.shape[-1]
+    few = rows <= FEW_ROWS
+    if (rows + inputs) * outputs < rows * inputs and (few or outputs <= FEW_OUTPUTS):
+        return barrier(barrier(gradient.T) @ x).T
+    return (barrier(x.T) if few else x.T) @ gradient
 
 
 class BatchRenorm(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class StandIn:
     observation: Discrete | Box
     action: Discrete | Box
     default_params: Any = ()
+    acts_only: ClassVar[bool] = True  # an agent need not learn here
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, Any]:
         return jnp.zeros(self.observation.shape, self.observation.dtype), ()

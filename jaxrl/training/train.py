@@ -101,7 +101,8 @@ def _saved(agent: Agent, start: Run) -> Saved:
     given, without, whole = [
         str(jax.tree.structure(x)) for x in (start.state, agent.without_replay(fresh), fresh)
     ]
-    if given not in (without, whole):
+    is_other = type(start.agent) is not type(agent)  # whose state may look the same
+    if given not in (without, whole) or is_other:
         state = jax.jit(agent.adopt)(start.state)
         return Saved(0, stack([state]), History.empty(1, 0), 0.0)
     if given == without != whole:

@@ -117,7 +117,7 @@ def test_one_critic_without_delay_and_noise_is_ddpg():
         return jnp.tanh(agent.make_actor().apply(theta, obs))
 
     def q(phi, obs, action):
-        return agent.make_critic().apply(phi, jnp.concatenate([obs, action], axis=-1))[:, 0]
+        return agent.make_critic().apply(phi, obs, action)[:, 0]
 
     def ddpg(state, batch):
         theta, phi, theta_target, phi_target, theta_opt, phi_opt = state

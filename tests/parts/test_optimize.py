@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
@@ -12,6 +13,7 @@ from jaxrl.parts.optimize import (
     MISSING,
     clipped_adamw,
     descend,
+    descend_epochs,
     epoch_keys,
     learn_every,
     learn_if,
@@ -19,6 +21,7 @@ from jaxrl.parts.optimize import (
     mean_over_steps,
     minibatch_epochs,
     permutation,
+    require_minibatches,
 )
 
 shuffle = jax.jit(permutation, static_argnums=1)
@@ -159,3 +162,39 @@ def test_learn_every_takes_the_last_of_each_period(period):
     missing = float(np.float32(MISSING))
     expected = [0, 2, 4, 6, 8, 10] if period == 1 else [missing, missing, 0, missing, missing, 2]
     assert losses == expected
+
+
+def test_epochs_of_gradient_steps_are_a_plain_loop_over_the_shuffled_rows():
+    rows = {"x": np.linspace(-1.0, 2.0, 12), "y": np.cos(np.arange(12.0))}
+    rate, key, w = 0.3, jax.random.key(0), np.float64(0.5)
+    optimizer = optax.sgd(rate, momentum=0.9)
+
+    def loss_fn(w, part):
+        errors = w * part["x"] - part["y"]
+        return 0.5 * (errors**2).mean(), {"largest": jnp.abs(errors).max()}
+
+    start = jnp.float32(w)
+    batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rows)
+    learnt, _, loss, aux = jax.jit(
+        partial(descend_epochs, optimizer, loss_fn), static_argnums=(4, 5)
+    )(start, optimizer.init(start), key, batch, 2, 3)
+
+    velocity, losses, largest = 0.0, [], []
+    for epoch_key in epoch_keys(key, 2):
+        for part in np.asarray(permutation(epoch_key, 12)).reshape(3, 4):
+            x, y = rows["x"][part], rows["y"][part]
+            errors = w * x - y
+            losses.append(0.5 * (errors**2).mean())
+            largest.append(np.abs(errors).max())
+            velocity = 0.9 * velocity + (errors * x).mean()
+            w -= rate * velocity
+    np.testing.assert_allclose(learnt, w, rtol=1e-5)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(aux["largest"], np.mean(largest), rtol=1e-5)
+
+
+def test_minibatches_have_one_size():
+    require_minibatches(4, 8, 2, "trpo")
+    line = "trpo: num_minibatches=3 does not divide the batch of 16 = num_envs 8 x num_steps 2"
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        require_minibatches(3, 8, 2, "trpo")
