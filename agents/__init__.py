@@ -23,6 +23,8 @@ AGENTS = {
     "abs": "value_based.abs:ABS",
     "dqn": "value_based.dqn:DQN",
     "sac": "off_policy.sac:SAC",
+    "discretesac": "off_policy.discretesac:DiscreteSAC",
+    "td3": "off_policy.td3:TD3",
     "mixturesac": "off_policy.mixturesac:MixtureSAC",
     "softgac": "off_policy.softgac:SoftGAC",
     "xqc": "off_policy.xqc:XQC",

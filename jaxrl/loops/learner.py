@@ -48,6 +48,7 @@ class Learner(Agent):
 
     offline_only: ClassVar[bool] = False  # a subclass that learns from recorded data alone
     takes_rewards: ClassVar[bool] = True  # False where they are not learnt from, or not changed
+    takes_windows: ClassVar[bool] = False  # whether its targets are `n_step_target`
 
     data: Dataset | None = shared()
     data_share: float = static(
@@ -55,6 +56,7 @@ class Learner(Agent):
     )
     num_updates: int = static(8, "[1, inf)", "gradient steps per iteration")
     batch_size: int = static(256, "[1, inf)", "steps that each gradient step samples")
+    n_step: int = static(1, "[1, inf)", "rewards that a target sums before it takes a value")
     precision: str = static(
         "float32", ("float32", "bfloat16"), "operands of the networks' products; sums are float32"
     )
@@ -102,12 +104,16 @@ class Learner(Agent):
         without = (*COLLECTING, "data_share") if cls.offline_only else ()
         if not cls.takes_rewards:
             without = (*without, *REWARDS)
+        if not cls.takes_windows:
+            without = (*without, "n_step")
         return [h for h in super().hyperparameters() if h.name not in without]
 
     def unused(self) -> dict[str, str]:
+        why = {} if self.takes_windows else {"n_step": f"on {self.name}"}
         if self.data is None:
-            return dict.fromkeys(("data_share", "span_returns"), "without recorded data")
-        why = {} if self.takes_rewards else dict.fromkeys(REWARDS, f"on {self.name}")
+            return why | dict.fromkeys(("data_share", "span_returns"), "without recorded data")
+        if not self.takes_rewards:
+            why |= dict.fromkeys(REWARDS, f"on {self.name}")
         if self.collects:
             return why
         names = (*COLLECTING, "data_share") if self.offline_only else COLLECTING
@@ -149,6 +155,11 @@ class Learner(Agent):
                 f"{self.name}: buffer_size={self.buffer_size} does not hold two iterations of "
                 f"{self.steps_per_iteration} environment steps"
             )
+        if self.num_rows < self.n_step:
+            raise ValueError(
+                f"{self.name}: buffer_size={self.buffer_size} does not hold n_step={self.n_step} "
+                f"steps of each of {self.num_envs} environments"
+            )
         if self.learning_starts > self.total_steps:
             raise ValueError(
                 f"{self.name}: learning_starts={self.learning_starts} is more than "
@@ -186,8 +197,9 @@ class Learner(Agent):
         if self.data is None:
             return self.collected()
         if self.collects:
-            return Mixed(Recorded(self.data), self.collected(), self.data_share)
-        return Recorded(self.data)
+            recorded = Recorded(self.data, n_step=self.n_step)
+            return Mixed(recorded, self.collected(), self.data_share)
+        return Recorded(self.data, n_step=self.n_step)
 
     def collected(self) -> Collected:
         return Collected(
@@ -199,6 +211,7 @@ class Learner(Agent):
             self.num_rows,
             self.lean_buffer,
             self.learning_starts,
+            n_step=self.n_step,
         )
 
     def init(self, key: jax.Array) -> LearnerState:

@@ -49,7 +49,7 @@ class Source(Protocol):
         ...
 
     def draw(self, state: Any, key: jax.Array, t: jax.Array, size: int) -> Batch:
-        """`size` steps for one gradient step of iteration `t`."""
+        """`size` steps, or windows of steps, for one gradient step of iteration `t`."""
         ...
 
 
@@ -58,10 +58,12 @@ class Recorded(NamedTuple):
 
     Attributes:
         best: draw only from this share of the steps, those of the episodes with the highest return.
+        n_step: draw windows of this many steps.
     """
 
     data: Dataset
     best: float | jax.Array = 1.0
+    n_step: int = 1
 
     @property
     def known(self) -> jax.Array | None:
@@ -81,7 +83,7 @@ class Recorded(NamedTuple):
         return learn(learner)
 
     def draw(self, state: Any, key: jax.Array, t: jax.Array, size: int) -> Batch:
-        return replay.draw(key, self.data, size, self.best)
+        return replay.draw(key, self.data, size, self.best, self.n_step)
 
 
 class CollectedState(NamedTuple):
@@ -98,6 +100,8 @@ class Collected(NamedTuple):
         lean: store observations once; steps cut by time are then lost.
         learning_starts: environment steps, uniformly random, that are taken before learning.
         newest, newest_share: this share of each batch is drawn from this many newest rows.
+        n_step: draw windows of this many steps, shorter where an episode ends in them, or what has
+            been collected.
     """
 
     env: Any
@@ -110,6 +114,7 @@ class Collected(NamedTuple):
     learning_starts: int
     newest: int = 0
     newest_share: float = 0.0
+    n_step: int = 1
 
     @property
     def steps_per_iteration(self) -> int:
@@ -131,7 +136,7 @@ class Collected(NamedTuple):
     def emptied(self, actors: Actors) -> CollectedState:
         """These environments, and a replay that holds nothing."""
         action = jax.eval_shape(self.random_action, jax.random.key(0), actors.obs)
-        memory = replay.create(actors.obs, action, self.num_rows, self.lean)
+        memory = replay.create(actors.obs, action, self.num_rows, self.lean, self.n_step > 1)
         return CollectedState(actors, memory)
 
     def refilled(
@@ -183,11 +188,11 @@ class Collected(NamedTuple):
         written = (t + 1) * self.num_steps
         newest = round(self.newest_share * size)
         if newest == 0:
-            return replay.sample(key, state.replay, written, size)
+            return replay.sample(key, state.replay, written, size, n_step=self.n_step)
         keys = jax.random.split(key)
         return concatenate(
-            replay.sample(keys[0], state.replay, written, size - newest),
-            replay.sample(keys[1], state.replay, written, newest, newest=self.newest),
+            replay.sample(keys[0], state.replay, written, size - newest, None, self.n_step),
+            replay.sample(keys[1], state.replay, written, newest, self.newest, self.n_step),
         )
 
 

@@ -34,6 +34,34 @@ def td_target(
     return reward + jnp.where(terminated, 0, gamma * next_value)
 
 
+def n_step_target(
+    reward: jax.Array,
+    num_steps: jax.Array | None,
+    terminated: jax.Array,
+    next_value: jax.Array,
+    gamma: float | jax.Array,
+) -> jax.Array:
+    """sum_{i<k} gamma^i r_i + gamma^k V(s_k), shape (B,) (Sutton & Barto 2018, eq. 7.1).
+
+    Nothing corrects for the policy that took the steps after the first.
+
+    Args:
+        reward: rewards (B, n) of windows of steps; (B,) of single ones.
+        num_steps: how many of them count, k (B,); None of single ones, then `td_target`.
+        terminated: whether the last of them did (B,).
+        next_value: V of the state that the last of them led to (B,).
+
+    >>> reward, no = jnp.array([[1.0, 2.0, 4.0]] * 2), jnp.array([False, False])
+    >>> n_step_target(reward, jnp.array([3, 2]), no, jnp.array([8.0, 8.0]), gamma=0.5).tolist()
+    [4.0, 4.0]
+    """
+    if num_steps is None:
+        return td_target(reward, terminated, next_value, gamma)
+    i, k = jnp.arange(reward.shape[1], dtype=reward.dtype), num_steps.astype(reward.dtype)
+    total = jnp.where(i < k[:, None], gamma**i * reward, 0).sum(axis=1)
+    return td_target(total, terminated, next_value, gamma**k)
+
+
 def q_targets(
     reward: jax.Array,
     terminated: jax.Array,

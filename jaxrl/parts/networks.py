@@ -39,6 +39,7 @@ class Network(nn.Module):
         output_norm: an affine LayerNorm of the head's outputs (Park 2026's released code).
         dropout: share of each hidden layer's outputs that are set to 0, and the others scaled up
             for it, while `training`, by the key `rngs={"dropout": key}` (Srivastava et al. 2014).
+            With `layer_norm`, of what goes into LayerNorm instead (Hiraoka et al. 2022, figure 1).
         precision: "float32", or "bfloat16" for the operands of its products; see `dense_product`.
         forward_mode: it can be differentiated by `jax.jvp`; weights' gradients are slower on CPUs.
 
@@ -74,9 +75,11 @@ class Network(nn.Module):
             return nn.Dense(width, kernel_init=orthogonal(scale), dot_general=dot)(x)
 
         def layer(width: int, x: jax.Array) -> jax.Array:
+            dropout = nn.Dropout(self.dropout, deterministic=not training)
             x = dense(width, x)
-            x = activation(nn.LayerNorm()(x) if self.layer_norm else x)
-            return nn.Dropout(self.dropout, deterministic=not training)(x)
+            if self.layer_norm:
+                return activation(nn.LayerNorm()(dropout(x)))
+            return dropout(activation(x))
 
         x = jnp.asarray(obs, jnp.float32)
         if self.conv_features:

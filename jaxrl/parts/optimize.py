@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,27 @@ def clipped_rmsprop(
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), rmsprop)
 
 
+def clipped_adamw(
+    learning_rate: float | jax.Array, max_grad_norm: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Adam on clipped gradients, with decoupled weight decay (Loshchilov & Hutter 2019, alg. 2).
+
+    Each step also takes learning_rate x weight_decay x the parameters off them. Its state is that
+    of `optax.adam`, which it is with an infinite norm and no decay.
+    """
+    adam, clip = optax.adam(learning_rate), optax.clip_by_global_norm(max_grad_norm)
+    if math.isinf(max_grad_norm) and weight_decay == 0:
+        return adam  # to the bit: what stands between a gradient and Adam changes its rounding
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        clipped, _ = clip.update(grads, optax.EmptyState())
+        updates, state = adam.update(clipped, state)
+        decay = learning_rate * weight_decay
+        return jax.tree.map(lambda u, p: u - decay * p, updates, params), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
 def descend(
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[[Any], tuple[jax.Array, Any]],
@@ -45,7 +67,7 @@ def descend(
     (0.5, 1.0, 'aux')
     """
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, opt_state = optimizer.update(grads, opt_state)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, loss, aux
 
 
@@ -96,6 +118,21 @@ def learn_if(
         return learner, jax.tree.map(lambda x: jnp.full(x.shape, missing, x.dtype), shapes)
 
     return jax.lax.cond(ready, learn, wait, learner)
+
+
+def learn_every(
+    period: int,
+    n: jax.Array,
+    learn: Callable[[Any], tuple[Any, dict[str, jax.Array]]],
+    learner: Any,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """`learn(learner)` at the last of every `period` gradient steps, of which n is the number.
+
+    At the others nothing, and MISSING metrics.
+    """
+    if period == 1:
+        return learn(learner)
+    return learn_if((n + 1) % period == 0, learn, learner, missing=MISSING)
 
 
 def polyak(target: Any, online: Any, tau: float | jax.Array) -> Any:

@@ -11,6 +11,7 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 
 import jaxrl
+from agents.off_policy.discretesac import DiscreteSAC
 from agents.off_policy.sac import SAC
 from agents.offline.bc import BC
 from agents.on_policy.a2c import A2C
@@ -84,6 +85,10 @@ SIZES = {
     PQN: {"num_envs": 8, "num_steps": 16, "num_minibatches": 16},
     ABS: {"num_envs": 8, "min_steps": 8, "max_steps": 16, "num_minibatches": 16},
     DQN: {"num_envs": 8, "learning_starts": 64, "buffer_size": 512, "double": True},
+    DiscreteSAC: {
+        **{"num_envs": 8, "learning_starts": 64, "buffer_size": 512},
+        **{"temperature": 0.05, "temperature_learning_rate": 0.0, "tau": 0.05},
+    },
 }
 
 
@@ -93,7 +98,7 @@ SIZES = {
         *(PPO, DQN),
         *(
             pytest.param(cls, marks=pytest.mark.slow)
-            for cls in (A2C, RePPO, AISAC, RecurrentPPO, TRPO, SecondOrder, PQN, ABS)
+            for cls in (A2C, RePPO, AISAC, RecurrentPPO, TRPO, SecondOrder, PQN, ABS, DiscreteSAC)
         ),
     ],
 )

@@ -14,6 +14,7 @@ from jaxrl.parts.losses import (
     keep_probability,
     kept_beyond_clip,
     kept_by_noise,
+    n_step_target,
     q_targets,
     softmax_cloning_loss,
     td_target,
@@ -33,6 +34,17 @@ def test_td_target():
     reward, next_value = jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 6.0, 8.0])
     terminated = jnp.array([False, True, True])
     np.testing.assert_array_equal(td_target(reward, terminated, next_value, 0.5), [3, 2, 3])
+
+
+def test_n_step_target():
+    """Two windows of three steps, one that ended after two, and one that terminated after one."""
+    reward = jnp.array([[1.0, 2.0, 4.0], [1.0, 2.0, jnp.nan], [5.0, jnp.inf, jnp.nan]])
+    next_value = jnp.array([8.0, 8.0, jnp.nan])
+    args = reward, jnp.array([3, 2, 1]), jnp.array([False, False, True]), next_value
+    np.testing.assert_array_equal(n_step_target(*args, 0.5), [1 + 1 + 1 + 1, 1 + 1 + 2, 5])
+    np.testing.assert_array_equal(n_step_target(*args, 1.0), [15, 11, 5])
+    single = reward[:, 0], None, *args[2:], 0.5
+    np.testing.assert_array_equal(n_step_target(*single), [5, 5, 5])
 
 
 def test_q_targets():

@@ -199,3 +199,20 @@ def test_operands_in_bfloat16_are_rounded_and_their_products_added_up_in_float32
     np.testing.assert_allclose(of_x, rounded(out) @ rounded(w).T, atol=1e-3)
     if jax.default_backend() == "cpu":
         np.testing.assert_allclose(of_w, np.float64(x).T @ np.float64(out), rtol=1e-4, atol=1e-2)
+
+
+def test_dropout_is_before_layer_norm():
+    """So that each layer's inputs still have mean 0 and variance 1 (DroQ), in training too."""
+    network = Network(outputs=64, obs_ndim=1, hidden_sizes=(64,), layer_norm=True, dropout=0.5)
+    obs = jax.random.normal(KEY, (5, 3))
+    params = network.init(KEY, obs)
+    head = {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}
+    params = {"params": params["params"] | {"Dense_1": head}}
+    seen = network.apply(params, obs, training=True, rngs={"dropout": KEY})
+    before = np.arctanh(np.asarray(seen, np.float64))
+    np.testing.assert_allclose(before.mean(axis=1), 0, atol=1e-3)
+    np.testing.assert_allclose(before.std(axis=1), 1, atol=1e-2)
+    # What was dropped is one value: that which LayerNorm makes of 0.
+    for row in before:
+        _, counts = np.unique(row.round(4), return_counts=True)
+        assert counts.max() > 16

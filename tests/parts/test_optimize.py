@@ -11,8 +11,11 @@ import scipy.stats
 
 from jaxrl.parts.optimize import (
     MISSING,
+    clipped_adamw,
+    descend,
     descend_epochs,
     epoch_keys,
+    learn_every,
     learn_if,
     linear_schedule,
     mean_over_steps,
@@ -124,6 +127,41 @@ def test_learning_waits_until_it_is_ready():
         learner, metrics = learn_if(jnp.asarray(ready), learn, jnp.float32(1), missing)
         assert learner == 1 + ready
         np.testing.assert_array_equal(metrics["loss"], 1 if ready else np.float32(missing))
+
+
+def test_clipped_adamw_is_that_of_a_plain_loop():
+    """Gradients above and below the norm; decay is of the parameters, not of the gradient."""
+    rate, norm, decay = 0.1, 2.0, 0.3
+    optimizer = clipped_adamw(rate, norm, decay)
+    pulls = np.array([[3.0, -4.0], [0.3, 0.4], [-6.0, 8.0]])
+    params = jnp.array([1.0, -2.0])
+    state, x, m, v = optimizer.init(params), np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    for t, pull in enumerate(pulls, start=1):
+        params, state, _, _ = descend(optimizer, lambda p: (p @ pull, ()), params, state)  # noqa: B023
+        gradient = pull * min(1.0, norm / np.linalg.norm(pull))
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        x = x - rate * step - rate * decay * x
+    np.testing.assert_allclose(params, x, rtol=1e-5)
+    # Its state is Adam's, so that what was saved by one can be read by the other.
+    plain = clipped_adamw(rate, np.inf, 0.0).init(params)
+    assert jax.tree.structure(plain) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("period", [1, 3])
+def test_learn_every_takes_the_last_of_each_period(period):
+    def learn(x):
+        return x + 1, {"loss": 2.0 * x}
+
+    take = jax.jit(lambda n, x: learn_every(period, n, learn, x))
+    x, losses = jnp.float32(0), []
+    for n in range(6):
+        x, metrics = take(n, x)
+        losses.append(float(metrics["loss"]))
+    assert x == 6 // period
+    missing = float(np.float32(MISSING))
+    expected = [0, 2, 4, 6, 8, 10] if period == 1 else [missing, missing, 0, missing, missing, 2]
+    assert losses == expected
 
 
 def test_epochs_of_gradient_steps_are_a_plain_loop_over_the_shuffled_rows():
