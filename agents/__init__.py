@@ -39,6 +39,8 @@ AGENTS = {
     "awac": "offline.awac:AWAC",
     "sft": "sequences.sft:SFT",
     "grpo": "sequences.grpo:GRPO",
+    "poise": "sequences.poise:POISE",
+    "vpo": "sequences.vpo:VPO",
 }
 
 

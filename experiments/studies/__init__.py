@@ -23,6 +23,8 @@ STUDIES = (
     "xqc",
     "wasserstein",
     "disagreement",
+    "sequence_gradients",
+    "vector_rewards",
     "search",
     "speed",
 )

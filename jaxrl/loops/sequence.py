@@ -103,7 +103,7 @@ class Sequence(Agent):
     group_size: int = static(8, "[2, inf)", "answers to each prompt")
     num_epochs: int = static(1, "[1, inf)", "passes over the answers of an iteration")
     num_minibatches: int = static(1, "[1, inf)", "gradient steps per pass; divides the answers")
-    learning_rate: float = traced(1e-3, "(0, inf)", "Adam's step size")
+    learning_rate: float = traced(3e-3, "(0, inf)", "Adam's step size")
     max_grad_norm: float = traced(1.0, "(0, inf]", "global norm that gradients are clipped to")
     temperature: float = traced(1.0, "(0, inf)", "logits are divided by it, also where it learns")
     network: str = static(

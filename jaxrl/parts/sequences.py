@@ -133,6 +133,45 @@ def has_spread(rewards: jax.Array) -> jax.Array:
     return rewards.max(axis=1, keepdims=True) > rewards.min(axis=1, keepdims=True)
 
 
+# Sets of answers, by several objectives -----------------------------------------------------------
+
+
+def set_score(rewards: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean over K weights of the best of m answers, mean_k max_j w_k . r_j, (...).
+
+    (Bahlous-Boldi et al. 2026, VPO.) Never less than max_j of the mean over weights.
+
+    Args:
+        rewards: (..., m, C) of C objectives.
+        weights: (..., K, C), whose leading axes are those of the rewards or 1.
+
+    >>> rewards = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> float(set_score(rewards, jnp.array([[0.75, 0.25], [0.5, 0.5]])))
+    0.625
+    """
+    worth = jnp.einsum("...jc,...kc->...kj", rewards, weights)
+    return worth.max(axis=-1).mean(axis=-1)
+
+
+def non_dominated(rewards: jax.Array) -> jax.Array:
+    """Which of m answers (..., m) none of the others is better than; of equal ones the first.
+
+    One is better than another if it is in one of the objectives, and in none worse (Pareto).
+
+    Args:
+        rewards: (..., m, C) of C objectives.
+
+    >>> rewards = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.9], [1.0, 0.0]])
+    >>> non_dominated(rewards).tolist()
+    [True, True, False, False]
+    """
+    mine, other = rewards[..., :, None, :], rewards[..., None, :, :]
+    better = (other >= mine).all(axis=-1) & (other > mine).any(axis=-1)
+    order = jnp.arange(rewards.shape[-2])
+    again = (other == mine).all(axis=-1) & (order < order[:, None])
+    return ~(better | again).any(axis=-1)
+
+
 # Divergences and the surrogate -------------------------------------------------------------------
 
 
