@@ -33,6 +33,8 @@ AGENTS = {
     "awac": "offline.awac:AWAC",
     "sft": "sequences.sft:SFT",
     "grpo": "sequences.grpo:GRPO",
+    "gdpo": "sequences.gdpo:GDPO",
+    "selfplay": "sequences.selfplay:SelfPlay",
 }
 
 
