@@ -172,7 +172,7 @@ class SelfPlay(Sequence):
         metrics = self.measures(state, prompts, answers._replace(verdict=verdict))
         metrics |= {
             "agreement": agree.mean(),
-            "gap": agree.mean() - right.mean(),
+            "reward_gap": agree.mean() - right.mean(),
             "validation_accuracy": validated.correct.mean(),
             "valid_proposals": proposals.valid.mean(dtype=jnp.float32),
             "valid_tasks": pool.valid[rows].mean(dtype=jnp.float32),

@@ -91,7 +91,7 @@ class Gate(study.Study):
         metrics = population.history.metrics
         curves = {
             name: metrics[name].reshape(len(leaks), seeds, -1)
-            for name in ("gap", "validation_accuracy", "valid_proposals", "valid_tasks")
+            for name in ("reward_gap", "validation_accuracy", "valid_proposals", "valid_tasks")
         }
         measures, means = {}, {}
         for leak, gap, validation, proposals, tasks in zip(leaks, *curves.values(), strict=True):

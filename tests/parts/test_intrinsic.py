@@ -159,7 +159,7 @@ def test_entropy_falls_by_the_covariance():
         for direction, of in steps:
             slope = -covariance(of)
             assert abs(slope) > 0.01
-            errors = [abs(change(direction, eta) - slope) for eta in (1e-2, 1e-3)]
+            errors = [abs(change(direction, eta) - slope) for eta in (1e-3, 1e-4)]
             assert errors[1] < 1e-3
             assert errors[1] / errors[0] == pytest.approx(0.1, rel=0.1)  # of first order
         assert abs(covariance(advantage) - covariance(pi * advantage)) > 0.01
