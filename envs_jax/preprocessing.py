@@ -45,6 +45,8 @@ class Wrapper(Environment):
         self._env = env
         self.resets = getattr(env, "resets", "fresh")
         self.pool_size = getattr(env, "pool_size", 16)
+        # Steps that one action takes, of those that an episode's limit counts.
+        self.action_repeat: int = getattr(env, "action_repeat", 1)
 
     @property
     def name(self) -> str:
@@ -101,6 +103,7 @@ class ActionRepeat(Wrapper):
                 f"{self.name}: action_repeat={times} would take actions that are masked by then"
             )
         self._times = times
+        self.action_repeat *= times
 
     def step_env(
         self, key: jax.Array, state: Any, action: jax.Array, params: Any

@@ -100,6 +100,11 @@ def encode(space: Any, obs: jax.Array) -> jax.Array:
     return obs.astype(jnp.float32) if jnp.issubdtype(obs.dtype, jnp.floating) else obs
 
 
+def part(env: Any, obs: Any, name: str) -> Any:
+    """The entries (..., size) of observations that an environment's `slices` name; "": all."""
+    return obs[..., env.slices[name]] if name else obs
+
+
 # What agents require ----------------------------------------------------------------------------
 
 
@@ -142,6 +147,22 @@ def require(space: Any, kind: str, agent: str, env: Any) -> None:
     actual = "discrete" if is_discrete(space) else "continuous"
     if actual != kind:
         raise ValueError(f"{agent} needs {kind} actions, but {name_of(env)} has {actual} ones")
+
+
+def part_shape(env: Any, shape: tuple[int, ...], name: str, field: str) -> tuple[int, ...]:
+    """Shape of a part of one observation (*shape); where the environment has no `slices`, of all.
+
+    Raises: ValueError (one line) where its `slices` do not name the part.
+    """
+    parts = getattr(env, "slices", None)
+    if parts is None:
+        return shape
+    if name and name not in parts:
+        raise ValueError(
+            f"{field}={name!r} is no part of the observations of {name_of(env)}: "
+            f"it has {', '.join(parts)}"
+        )
+    return tuple(part(env, np.broadcast_to(0.0, shape), name).shape)
 
 
 def require_image(shape: tuple[int, ...], agent: str) -> None:

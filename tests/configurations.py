@@ -53,6 +53,9 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "sft": {"num_prompts": 2, "group_size": 2, "width": 4},
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
+    "wpo": {"num_samples": 2, "num_components": 2},
+    "xqc": {"actor_hidden_sizes": (4,)},
+    "xqcfd": {"actor_hidden_sizes": (4,), "clone_steps": 3, "num_atoms": 5},
 }
 ITERATIONS = 6
 BODY = "tests.configurations:doubled"  # a network of one's own
@@ -160,6 +163,8 @@ def other_values(h: Hyperparameter, agent: Agent) -> list[Any]:
     if h.type is tuple:
         return [(*value, 3), value[1:]]
     if h.type is str:
+        if h.valid is None:
+            return ["part"]
         assert isinstance(h.valid, tuple)
         words = [BODY if choice == jaxrl.agent.OWN else choice for choice in h.valid]
         return [word for word in words if word != value]

@@ -19,7 +19,7 @@ from tests.helpers import Toy
 from tests.probes import ActionChoice
 
 # Agents that take no discrete actions.
-CONTINUOUS = ("sac", "mixturesac", "softgac", "cql", "td3bc")
+CONTINUOUS = ("sac", "mixturesac", "softgac", "wpo", "qed", "cql", "td3bc")
 ENV = ActionChoice()
 PARAMS = ENV.default_params
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import TanhMixture, take_component
 from jaxrl.parts.losses import td_target
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch, valid_mean
 
@@ -47,6 +47,7 @@ class MixtureSAC(Learner):
     temperature_learning_rate: float = traced(3e-4, "[0, inf)", "Adam's step size; 0: fixed")
     target_entropy: float = traced(-1.0, "(-inf, inf)", "of the policy, per action dimension")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards in the targets")
+    network: Any = static("mlp", ("mlp", OWN), "or a body of yours, of the actor and each critic")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths, actor and critics each")
     activation: str = static("relu", ("tanh", "relu", "swish"), "of the hidden layers")
     layer_norm: bool = static(False, None, "LayerNorm in the critics")
@@ -65,6 +66,7 @@ class MixtureSAC(Learner):
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "continuous", self.name, self.env)
+        require_body(self.network, self.obs_shape, self.name)
 
     def unused(self) -> dict[str, str]:
         why = super().unused()
@@ -79,17 +81,21 @@ class MixtureSAC(Learner):
         return Network(
             outputs=self.num_components * (1 + 2 * spaces.action_size(self.action_space)),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             output_scale=0.01,
         )
 
     def make_critic(self) -> Network:
         return Network(
             outputs=1,
-            obs_ndim=1,
+            obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             layer_norm=self.layer_norm,
         )
 
@@ -108,8 +114,8 @@ class MixtureSAC(Learner):
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B)."""
-        inputs = jnp.concatenate([obs.reshape(len(action), -1), action], axis=-1)
-        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+        critic = self.make_critic()
+        return jnp.stack([critic.apply(params, obs, action)[:, 0] for params in critics])
 
     def min_q(self, critics: Any, obs: jax.Array) -> Q:
         """The smaller value as a function of S actions at each of B observations."""
@@ -133,8 +139,8 @@ class MixtureSAC(Learner):
     def init_learner(self, key: jax.Array, obs: jax.Array) -> MixtureSACLearner:
         actor_key, critic_key = jax.random.split(key)
         actor = self.make_actor().init(actor_key, obs)
-        inputs = jnp.zeros((obs.size + spaces.action_size(self.action_space),))
-        critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
+        inputs = obs, jnp.zeros((spaces.action_size(self.action_space),))
+        critics = tuple(self.make_critic().init(k, *inputs) for k in jax.random.split(critic_key))
         log_temperature = jnp.log(jnp.asarray(self.temperature, jnp.float32))
         return MixtureSACLearner(
             actor=actor,

@@ -8,6 +8,8 @@ actions are uniform, which bounds the divergence of the actions themselves from 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +19,19 @@ from flax import linen as nn
 from jax import lax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.loops.sources import Collected
 from jaxrl.parts.distributions import project_to_atoms
 from jaxrl.parts.losses import td_target
-from jaxrl.parts.networks import BatchRenorm, Network
+from jaxrl.parts.networks import (
+    BatchRenorm,
+    Network,
+    body_of,
+    dense_product,
+    features,
+    require_body,
+)
 from jaxrl.parts.optimize import MISSING, copy_of, descend, learn_if, polyak
 from jaxrl.parts.replay import Batch, valid_mean
 
@@ -37,20 +46,27 @@ class Noise(NamedTuple):
 
 
 class BridgeStep(nn.Module):
-    """Drift and scale of one step of the bridge, from [obs, z]; scale 1 and a small drift first."""
+    """Drift and scale of one step of the bridge, from [obs, z]; scale 1 and a small drift first.
+
+    A `body`, if there is one, stands between observations and the rest.
+    """
 
     width: int
     action_size: int
     input_norm: bool
+    obs_ndim: int
+    body: Callable[[jax.Array], jax.Array] | None = None
+    precision: str = "float32"
 
     @nn.compact
     def __call__(self, obs: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = jnp.concatenate([obs, z], axis=-1)
+        layer = partial(nn.Dense, dot_general=partial(dense_product, operands=self.precision))
+        x = jnp.concatenate([features(self.body, obs, self.obs_ndim), z], axis=-1)
         if self.input_norm:
             x = nn.LayerNorm()(x)
-        x = nn.LayerNorm()(nn.elu(nn.Dense(self.width)(x)))
-        drift = nn.Dense(self.action_size, kernel_init=nn.initializers.xavier_uniform())(x)
-        scale = nn.Dense(
+        x = nn.LayerNorm()(nn.elu(layer(self.width)(x)))
+        drift = layer(self.action_size, kernel_init=nn.initializers.xavier_uniform())(x)
+        scale = layer(
             self.action_size,
             kernel_init=nn.initializers.zeros,
             bias_init=nn.initializers.constant(UNIT_SCALE_BIAS),
@@ -63,13 +79,18 @@ class CrossQCritic(nn.Module):
 
     num_atoms: int
     hidden_sizes: tuple[int, ...]
+    obs_ndim: int
+    body: Callable[[jax.Array], jax.Array] | None = None
+    precision: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, obs: jax.Array, action: jax.Array, train: bool) -> jax.Array:
+        x = jnp.concatenate([features(self.body, obs, self.obs_ndim), action], axis=-1)
+        layer = partial(nn.Dense, dot_general=partial(dense_product, operands=self.precision))
         x = BatchRenorm()(x, train)
         for width in self.hidden_sizes:
-            x = BatchRenorm()(nn.relu(nn.Dense(width)(x)), train)
-        return nn.Dense(self.num_atoms)(x)
+            x = BatchRenorm()(nn.relu(layer(width)(x)), train)
+        return layer(self.num_atoms)(x)
 
 
 class SoftGACLearner(NamedTuple):
@@ -106,6 +127,9 @@ class SoftGAC(Learner):
     )
     num_particles: int = static(1, "[1, inf)", "paths per state in the actor's loss; antithetic")
     policy_delay: int = static(2, "[1, inf)", "gradient steps of the critic to one of the actor")
+    network: Any = static(
+        "mlp", ("mlp", OWN), "or a body of yours, of each critic and each step of the path"
+    )
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of each critic")
     critic: str = static("crossq", ("crossq", "twin"), "crossq: C51, BatchRenorm and no target")
     num_atoms: int = static(101, "[2, inf)", "of the crossq critic's distribution")
@@ -123,6 +147,7 @@ class SoftGAC(Learner):
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "continuous", self.name, self.env)
+        require_body(self.network, self.obs_shape, self.name)
         if self.num_particles > 1 and self.num_particles % 2:
             raise ValueError(
                 f"softgac: num_particles={self.num_particles} must be 1 or even: "
@@ -150,7 +175,14 @@ class SoftGAC(Learner):
 
     def make_actor(self) -> BridgeStep:
         """Of one step of the bridge."""
-        return BridgeStep(self.bridge_width, self.action_size, self.input_norm)
+        return BridgeStep(
+            self.bridge_width,
+            self.action_size,
+            self.input_norm,
+            obs_ndim=len(self.obs_shape),
+            body=body_of(self.network),
+            precision=self.precision,
+        )
 
     def noise(self, key: jax.Array, shape: tuple[int, ...]) -> Noise:
         """Noise for paths of actions of this shape (..., D)."""
@@ -161,15 +193,20 @@ class SoftGAC(Learner):
 
     def path(self, actor: Any, obs: jax.Array, noise: Noise) -> tuple[jax.Array, jax.Array]:
         """Actions (..., D) and path costs (...) of the bridge at observations (..., *obs)."""
-        flat = obs.reshape(*noise.base.shape[:-1], -1)
 
         def drift_and_scale(params, z):
-            return self.make_actor().apply(params, flat, z)
+            return self.make_actor().apply(params, obs, z)
 
         return bridge(drift_and_scale, actor, noise)
 
     def make_crossq_critic(self) -> CrossQCritic:
-        return CrossQCritic(self.num_atoms, self.hidden_sizes)
+        return CrossQCritic(
+            self.num_atoms,
+            self.hidden_sizes,
+            obs_ndim=len(self.obs_shape),
+            body=body_of(self.network),
+            precision=self.precision,
+        )
 
     @property
     def atoms(self) -> jax.Array:
@@ -179,20 +216,21 @@ class SoftGAC(Learner):
     def make_twin_critic(self) -> Network:
         return Network(
             outputs=1,
-            obs_ndim=1,
+            obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             layer_norm=self.layer_norm,
         )
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B)."""
-        inputs = critic_inputs(obs, action)
         if self.critic == "twin":
-            module = self.make_twin_critic()
-            return jnp.stack([module.apply(critic, inputs)[:, 0] for critic in critics])
-        module = self.make_crossq_critic()
-        logits = jnp.stack([module.apply(critic, inputs, False) for critic in critics])
+            twin = self.make_twin_critic()
+            return jnp.stack([twin.apply(critic, obs, action)[:, 0] for critic in critics])
+        crossq = self.make_crossq_critic()
+        logits = jnp.stack([crossq.apply(critic, obs, action, False) for critic in critics])
         return jax.nn.softmax(logits) @ self.atoms
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -225,18 +263,18 @@ class SoftGAC(Learner):
         """Parameters of each step's own network, stacked (K, ...)."""
         module, z = self.make_actor(), jnp.zeros((self.action_size,))
         keys = jax.random.split(key, self.bridge_steps)
-        steps = [module.init(k, obs.reshape(-1), z) for k in keys]
+        steps = [module.init(k, obs, z) for k in keys]
         return jax.tree.map(lambda *xs: jnp.stack(xs), *steps)
 
     def init_critics(self, key: jax.Array, obs: jax.Array) -> tuple[Any, Any, Any]:
         """Both critics, their targets and the optimiser's state."""
-        keys, size = jax.random.split(key), obs.size + self.action_size
+        keys, action = jax.random.split(key), jnp.zeros((self.action_size,))
         if self.critic == "twin":
             twin = self.make_twin_critic()
-            critics = tuple(twin.init(k, jnp.zeros((size,))) for k in keys)
+            critics = tuple(twin.init(k, obs, action) for k in keys)
             return critics, copy_of(critics), self.optimizer().init(critics)
         crossq = self.make_crossq_critic()
-        critics = tuple(crossq.init(k, jnp.zeros((2, size)), True) for k in keys)
+        critics = tuple(crossq.init(k, obs[None], action[None], True) for k in keys)
         params = tuple(critic["params"] for critic in critics)
         return critics, (), self.crossq_optimizer().init(params)
 
@@ -297,15 +335,16 @@ class SoftGAC(Learner):
         next_atoms = self.atoms - temperature * next_cost[:, None]
         places = td_target(reward, batch.terminated[:, None], next_atoms, self.gamma)
         # Both steps pass the critic as one batch, so that its statistics are those of both.
-        inputs = jnp.concatenate(
-            [critic_inputs(batch.obs, batch.action), critic_inputs(batch.next_obs, next_action)]
-        )
+        obs = jnp.concatenate([batch.obs, batch.next_obs])
+        action = jnp.concatenate([batch.action, next_action])
         module = self.make_crossq_critic()
         moments = [critic["batch_stats"] for critic in learner.critics]
 
         def critic_loss(params):
             outputs = [
-                module.apply({"params": p, "batch_stats": m}, inputs, True, mutable=["batch_stats"])
+                module.apply(
+                    {"params": p, "batch_stats": m}, obs, action, True, mutable=["batch_stats"]
+                )
                 for p, m in zip(params, moments, strict=True)
             ]
             logits = jnp.stack([logits for logits, _ in outputs])  # (2, 2B, A)
@@ -387,11 +426,6 @@ class SoftGAC(Learner):
             return self.env_action(self.act(state.learner.actor, obs, key, deterministic))
 
         return policy
-
-
-def critic_inputs(obs: jax.Array, action: jax.Array) -> jax.Array:
-    """[obs, action] (B, ...) in a row."""
-    return jnp.concatenate([obs.reshape(len(action), -1), action], axis=-1)
 
 
 def bridge(drift_and_scale: Any, params: Any, noise: Noise) -> tuple[jax.Array, jax.Array]:

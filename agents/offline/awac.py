@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.losses import (
@@ -22,7 +22,7 @@ from jaxrl.parts.losses import (
     td_target,
     weighted_cloning_loss,
 )
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
 
@@ -53,9 +53,14 @@ class AWAC(Learner):
     softmax_weights: bool = static(False, None, "weights that are a softmax over the batch")
     max_weight: float = traced(100.0, "(0, 1e6]", "that weights are clipped to")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards")
+    network: Any = static("mlp", ("mlp", OWN), "or a body of yours, of every network")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of every network")
 
     # Networks ---------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        super().check()
+        require_body(self.network, self.obs_shape, self.name)
 
     def unused(self) -> dict[str, str]:
         why = super().unused()
@@ -63,25 +68,24 @@ class AWAC(Learner):
             why["max_weight"] = "with softmax_weights"
         return why
 
-    def make_network(self, outputs: int, obs_ndim: int, output_scale: float = 1.0) -> Network:
+    def make_network(self, outputs: int, output_scale: float = 1.0) -> Network:
         return Network(
             outputs=outputs,
-            obs_ndim=obs_ndim,
+            obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
+            body=body_of(self.network),
             output_scale=output_scale,
         )
 
     def make_actor(self) -> Network:
         """From an observation to logits, or to a mean before the tanh that bounds it."""
-        size = spaces.action_size(self.action_space)
-        return self.make_network(size, len(self.obs_shape), output_scale=0.01)
+        return self.make_network(spaces.action_size(self.action_space), output_scale=0.01)
 
     def make_critic(self) -> Network:
         """Q of every action where they are discrete, else of an observation and an action."""
-        if self.discrete:
-            return self.make_network(spaces.action_size(self.action_space), len(self.obs_shape))
-        return self.make_network(1, obs_ndim=1)
+        return self.make_network(spaces.action_size(self.action_space) if self.discrete else 1)
 
     def distribution(self, actor: Any, obs: jax.Array) -> Normal | Categorical:
         """The policy at (normalised) observations."""
@@ -92,12 +96,10 @@ class AWAC(Learner):
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B) of actions as they are recorded."""
+        critic = self.make_critic()
         if self.discrete:
-            return jnp.stack(
-                [action_value(self.make_critic().apply(c, obs), action) for c in critics]
-            )
-        inputs = jnp.concatenate([obs.reshape(len(obs), -1), action], axis=-1)
-        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+            return jnp.stack([action_value(critic.apply(c, obs), action) for c in critics])
+        return jnp.stack([critic.apply(c, obs, action)[:, 0] for c in critics])
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)
@@ -110,8 +112,8 @@ class AWAC(Learner):
         actor = {"net": self.make_actor().init(actor_key, obs)}
         if not self.discrete:  # a log-deviation that is the same everywhere
             actor["log_std"] = jnp.zeros(size, jnp.float32)
-        inputs = obs if self.discrete else jnp.zeros((obs.size + size,))
-        critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
+        inputs = (obs,) if self.discrete else (obs, jnp.zeros((size,)))
+        critics = tuple(self.make_critic().init(k, *inputs) for k in jax.random.split(critic_key))
         return AWACLearner(
             actor=actor,
             critics=critics,

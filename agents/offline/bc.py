@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.loops.sources import Recorded, Source
 from jaxrl.parts.distributions import Categorical
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import descend
 from jaxrl.parts.replay import Batch
 
@@ -37,18 +37,25 @@ class BC(Learner):
     num_updates: int = static(100, "[1, inf)", "gradient steps per iteration")
     learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size")
     best: float = traced(1.0, "(0, 1]", "share of the steps, those of the best episodes")
+    network: Any = static("mlp", ("mlp", OWN), "or a body of yours")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of the hidden layers")
     activation: str = static("relu", ("tanh", "relu", "swish"), "of the hidden layers")
 
     # Networks ---------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        super().check()
+        require_body(self.network, self.obs_shape, self.name)
 
     def make_network(self) -> Network:
         """From an observation to logits, or to an action before the tanh that bounds it."""
         return Network(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             output_scale=0.01,
         )
 

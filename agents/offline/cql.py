@@ -25,11 +25,11 @@ import optax
 from jax import lax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import TanhNormal
 from jaxrl.parts.losses import td_target
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch, valid_mean
 
@@ -67,6 +67,7 @@ class CQL(Learner):
     temperature_learning_rate: float = traced(3e-4, "[0, inf)", "Adam's step size; 0: fixed")
     target_entropy: float = traced(-1.0, "(-inf, inf)", "of the policy, per action dimension")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards in the targets")
+    network: Any = static("mlp", ("mlp", OWN), "or a body of yours, of the actor and each critic")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths, actor and critics each")
     activation: str = static("relu", ("tanh", "relu", "swish"), "of the hidden layers")
     layer_norm: bool = static(False, None, "LayerNorm in the critics")
@@ -86,6 +87,7 @@ class CQL(Learner):
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "continuous", self.name, self.env)
+        require_body(self.network, self.obs_shape, self.name)
 
     def unused(self) -> dict[str, str]:
         why = super().unused()
@@ -99,17 +101,21 @@ class CQL(Learner):
         return Network(
             outputs=2 * spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             output_scale=0.01,
         )
 
     def make_critic(self) -> Network:
         return Network(
             outputs=1,
-            obs_ndim=1,
+            obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             layer_norm=self.layer_norm,
         )
 
@@ -120,8 +126,8 @@ class CQL(Learner):
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B)."""
-        inputs = jnp.concatenate([obs.reshape(len(action), -1), action], axis=-1)
-        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+        critic = self.make_critic()
+        return jnp.stack([critic.apply(params, obs, action)[:, 0] for params in critics])
 
     def q_of_many(self, critics: Any, obs: jax.Array, actions: jax.Array) -> jax.Array:
         """Both critics' values (2, S, B) of S actions (S, B, D) at each observation."""
@@ -144,8 +150,8 @@ class CQL(Learner):
     def init_learner(self, key: jax.Array, obs: jax.Array) -> CQLLearner:
         actor_key, critic_key = jax.random.split(key)
         actor = self.make_actor().init(actor_key, obs)
-        inputs = jnp.zeros((obs.size + spaces.action_size(self.action_space),))
-        critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
+        inputs = obs, jnp.zeros((spaces.action_size(self.action_space),))
+        critics = tuple(self.make_critic().init(k, *inputs) for k in jax.random.split(critic_key))
         log_temperature = jnp.log(jnp.asarray(self.temperature, jnp.float32))
         log_factor = jnp.zeros((), jnp.float32)
         return CQLLearner(

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.losses import action_value, td_target
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
 
@@ -46,6 +46,7 @@ class FQE(Learner):
     learning_rate: float = traced(3e-4, "(0, inf)", "Adam's step size")
     gamma: float = traced(0.99, "[0, 1]", "discount")
     tau: float = traced(0.005, "(0, 1]", "how far the target network moves at each gradient step")
+    network: Any = static("mlp", ("mlp", OWN), "or a body of yours")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of the hidden layers")
 
     # Networks ---------------------------------------------------------------------------------
@@ -60,22 +61,24 @@ class FQE(Learner):
             raise ValueError(
                 "fqe: target has a memory: recorded steps do not hold what it remembers"
             )
+        require_body(self.network, self.obs_shape, self.name)
 
     def make_critic(self) -> Network:
         """Q of every action where they are discrete, else of an observation and an action."""
         return Network(
             outputs=spaces.action_size(self.action_space) if self.discrete else 1,
-            obs_ndim=len(self.obs_shape) if self.discrete else 1,
+            obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
+            body=body_of(self.network),
         )
 
     def q_value(self, params: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Q (B,) of actions as they are recorded: integers (B,), or (B, D) within [-1, 1]."""
         if self.discrete:
             return action_value(self.make_critic().apply(params, obs), action)
-        inputs = jnp.concatenate([obs.reshape(len(obs), -1), action], axis=-1)
-        return self.make_critic().apply(params, inputs)[:, 0]
+        return self.make_critic().apply(params, obs, action)[:, 0]
 
     def act(self, obs: jax.Array, key: jax.Array) -> jax.Array:
         """The target policy's actions, as they would be recorded, at observations (B, ...)."""
@@ -94,8 +97,8 @@ class FQE(Learner):
 
     def init_learner(self, key: jax.Array, obs: jax.Array) -> FQELearner:
         size = spaces.action_size(self.action_space)
-        inputs = obs if self.discrete else jnp.zeros((obs.size + size,))
-        params = self.make_critic().init(key, inputs)
+        inputs = (obs,) if self.discrete else (obs, jnp.zeros((size,)))
+        params = self.make_critic().init(key, *inputs)
         return FQELearner(params, copy_of(params), self.optimizer().init(params))
 
     # Update -----------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ import optax
 from jax import lax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.losses import action_value, expectile_loss, td_target, weighted_cloning_loss
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
 
@@ -56,16 +56,23 @@ class IQL(Learner):
     cosine_decay: bool = static(True, None, "of the actor's step size, to 0 at the end of the run")
     actor_dropout: float = static(0.0, "[0, 1)", "in the actor's loss (0.1 for Adroit, kitchen)")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards")
+    network: Any = static("mlp", ("mlp", OWN), "or a body of yours, of every network")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of every network")
 
     # Networks ---------------------------------------------------------------------------------
 
-    def make_network(self, outputs: int, obs_ndim: int) -> Network:
+    def check(self) -> None:
+        super().check()
+        require_body(self.network, self.obs_shape, self.name)
+
+    def make_network(self, outputs: int) -> Network:
         return Network(
             outputs=outputs,
-            obs_ndim=obs_ndim,
+            obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
+            body=body_of(self.network),
         )
 
     def make_actor(self) -> Network:
@@ -73,20 +80,20 @@ class IQL(Learner):
         return Network(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
+            body=body_of(self.network),
             output_scale=0.01,
             dropout=self.actor_dropout,
         )
 
     def make_critic(self) -> Network:
         """Q of every action where they are discrete, else of an observation and an action."""
-        if self.discrete:
-            return self.make_network(spaces.action_size(self.action_space), len(self.obs_shape))
-        return self.make_network(1, obs_ndim=1)
+        return self.make_network(spaces.action_size(self.action_space) if self.discrete else 1)
 
     def make_value(self) -> Network:
-        return self.make_network(1, len(self.obs_shape))
+        return self.make_network(1)
 
     def distribution(
         self, actor: Any, obs: jax.Array, dropout_key: jax.Array | None = None
@@ -102,12 +109,10 @@ class IQL(Learner):
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B) of actions as they are recorded."""
+        critic = self.make_critic()
         if self.discrete:
-            return jnp.stack(
-                [action_value(self.make_critic().apply(c, obs), action) for c in critics]
-            )
-        inputs = jnp.concatenate([obs.reshape(len(obs), -1), action], axis=-1)
-        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+            return jnp.stack([action_value(critic.apply(c, obs), action) for c in critics])
+        return jnp.stack([critic.apply(c, obs, action)[:, 0] for c in critics])
 
     def state_values(self, value: Any, obs: jax.Array) -> jax.Array:
         return self.make_value().apply(value, obs)[:, 0]
@@ -130,8 +135,8 @@ class IQL(Learner):
         actor = {"net": self.make_actor().init(actor_key, obs)}
         if not self.discrete:  # a log-deviation that is the same everywhere
             actor["log_std"] = jnp.zeros(size, jnp.float32)
-        inputs = obs if self.discrete else jnp.zeros((obs.size + size,))
-        critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
+        inputs = (obs,) if self.discrete else (obs, jnp.zeros((size,)))
+        critics = tuple(self.make_critic().init(k, *inputs) for k in jax.random.split(critic_key))
         value = self.make_value().init(value_key, obs)
         return IQLLearner(
             actor=actor,

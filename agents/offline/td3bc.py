@@ -10,10 +10,10 @@ import optax
 from jax import lax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.losses import td_target
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import MISSING, copy_of, descend, polyak
 from jaxrl.parts.replay import Batch
 
@@ -45,6 +45,7 @@ class TD3BC(Learner):
     noise_clip: float = traced(0.5, "[0, inf)", "bound of that noise")
     policy_delay: int = static(2, "[1, inf)", "gradient steps of the critics to one of the actor")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards")
+    network: Any = static("mlp", ("mlp", OWN), "or a body of yours, of every network")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths of every network")
 
     # Networks ---------------------------------------------------------------------------------
@@ -52,20 +53,30 @@ class TD3BC(Learner):
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "continuous", self.name, self.env)
+        require_body(self.network, self.obs_shape, self.name)
 
     def make_actor(self) -> Network:
         """From an observation to an action before the tanh that bounds it."""
         return Network(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
+            body=body_of(self.network),
             output_scale=0.01,
         )
 
     def make_critic(self) -> Network:
-        """Q of an observation and an action in a row."""
-        return Network(outputs=1, obs_ndim=1, hidden_sizes=self.hidden_sizes, activation="relu")
+        """Q of an observation and an action."""
+        return Network(
+            outputs=1,
+            obs_ndim=len(self.obs_shape),
+            precision=self.precision,
+            hidden_sizes=self.hidden_sizes,
+            activation="relu",
+            body=body_of(self.network),
+        )
 
     def act(self, actor: Any, obs: jax.Array) -> jax.Array:
         """The policy's actions (B, D), within [-1, 1]."""
@@ -73,8 +84,8 @@ class TD3BC(Learner):
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B)."""
-        inputs = jnp.concatenate([obs.reshape(len(obs), -1), action], axis=-1)
-        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+        critic = self.make_critic()
+        return jnp.stack([critic.apply(params, obs, action)[:, 0] for params in critics])
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)
@@ -84,8 +95,8 @@ class TD3BC(Learner):
     def init_learner(self, key: jax.Array, obs: jax.Array) -> TD3BCLearner:
         actor_key, critic_key = jax.random.split(key)
         actor = self.make_actor().init(actor_key, obs)
-        inputs = jnp.zeros((obs.size + spaces.action_size(self.action_space),))
-        critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
+        inputs = obs, jnp.zeros((spaces.action_size(self.action_space),))
+        critics = tuple(self.make_critic().init(k, *inputs) for k in jax.random.split(critic_key))
         return TD3BCLearner(
             actor=actor,
             target_actor=copy_of(actor),

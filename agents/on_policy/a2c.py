@@ -9,14 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from jaxrl import masks, spaces
-from jaxrl.agent import OWN, static, traced
+from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
-from jaxrl.parts.distributions import Categorical, Normal
-from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import clipped_adam, clipped_rmsprop, descend, linear_schedule
 
 
@@ -34,47 +30,8 @@ class A2C(OnPolicy):
     entropy_coef: float = traced(0.01, "[0, inf)", "weight of the entropy bonus")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
     max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
-    network: Any = static(
-        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
-    )
-    hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
-    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
-    # Networks ---------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        super().check()
-        if self.network == "cnn":
-            spaces.require_image(self.obs_shape, self.name)
-        require_body(self.network, self.obs_shape, self.name)
-
-    def make_network(self, outputs: int, output_scale: float) -> Network:
-        return Network(
-            outputs=outputs,
-            obs_ndim=len(self.obs_shape),
-            hidden_sizes=self.hidden_sizes,
-            activation=self.activation,
-            conv_features=16 if self.network == "cnn" else 0,
-            body=body_of(self.network),
-            output_scale=output_scale,
-        )
-
-    def make_actor(self) -> Network:
-        """Its last layer is small, so that it is near uniform at first."""
-        return self.make_network(spaces.action_size(self.action_space), output_scale=0.01)
-
-    def make_critic(self) -> Network:
-        return self.make_network(1, output_scale=1.0)
-
-    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
-        obs, mask = masks.split(obs)
-        output = self.make_actor().apply(params["actor"], obs)
-        if self.discrete:
-            return Categorical(masks.masked(output, mask))
-        return Normal(output, params["log_std"])
-
-    def value(self, params: Any, obs: Any) -> jax.Array:
-        return self.make_critic().apply(params["critic"], masks.split(obs)[0])[..., 0]
+    # Optimiser --------------------------------------------------------------------------------
 
     def make_optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
         end = self.learning_rate_end * self.learning_rate
@@ -84,17 +41,6 @@ class A2C(OnPolicy):
         return clipped_rmsprop(learning_rate, self.max_grad_norm)
 
     # Init -------------------------------------------------------------------------------------
-
-    def init_params(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
-        actor_key, critic_key = jax.random.split(key)
-        params = {
-            "actor": self.make_actor().init(actor_key, obs),
-            "critic": self.make_critic().init(critic_key, obs),
-        }
-        if not self.discrete:
-            size = spaces.action_size(self.action_space)
-            params["log_std"] = jnp.zeros((size,), jnp.float32)
-        return params
 
     def init_optimizer(self, params: Any) -> Any:
         return self.make_optimizer(0.0).init(params)

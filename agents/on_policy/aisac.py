@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxrl import spaces
-from jaxrl.agent import OWN, static, traced
+from jaxrl import masks, spaces
+from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.active_sampling import DefensiveMixture, limited, moved, score, weighted_moments
 from jaxrl.parts.distributions import Categorical, Normal
-from jaxrl.parts.networks import Network, body_of, require_body
+from jaxrl.parts.networks import Network
 from jaxrl.parts.optimize import clipped_adam, clipped_rmsprop, descend, linear_schedule
 from jaxrl.parts.returns import vtrace
 from jaxrl.parts.rollout import Transition
@@ -35,6 +35,8 @@ class AISAC(OnPolicy):
     The active policy is the policy moved by a residual, of its logits or of its mean and
     log-deviation, which is fitted by cross-entropy. Actions are of a mixture of both.
     """
+
+    takes_masks = True
 
     num_envs: int = static(16, "[1, inf)", "environments stepped in parallel")
     num_steps: int = static(16, "[1, inf)", "steps per environment and iteration")
@@ -56,11 +58,6 @@ class AISAC(OnPolicy):
     max_trace: float = traced(1.0, "[0, inf]", "ratios along the critic's traces are cut at this")
     entropy_coef: float = traced(0.0, "[0, inf)", "weight of the entropy bonus")
     max_grad_norm: float = traced(0.5, "(0, inf]", "norm that the gradient of each is clipped to")
-    network: Any = static(
-        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
-    )
-    hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths of every network")
-    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
     # Networks ---------------------------------------------------------------------------------
 
@@ -73,48 +70,27 @@ class AISAC(OnPolicy):
         super().check()
         if self.fit == "moments":
             spaces.require(self.action_space, "continuous", "aisac: fit='moments'", self.env)
-        if self.network == "cnn":
-            spaces.require_image(self.obs_shape, self.name)
-        require_body(self.network, self.obs_shape, self.name)
 
     @property
     def residual_size(self) -> int:
         size = spaces.action_size(self.action_space)
         return size if self.discrete else 2 * size
 
-    def make_network(self, outputs: int, output_scale: float) -> Network:
-        return Network(
-            outputs=outputs,
-            obs_ndim=len(self.obs_shape),
-            hidden_sizes=self.hidden_sizes,
-            activation=self.activation,
-            conv_features=16 if self.network == "cnn" else 0,
-            body=body_of(self.network),
-            output_scale=output_scale,
-        )
-
-    def make_actor(self) -> Network:
-        """Its last layer is small, so that it is near uniform at first."""
-        return self.make_network(spaces.action_size(self.action_space), output_scale=0.01)
-
-    def make_critic(self) -> Network:
-        return self.make_network(1, output_scale=1.0)
-
     def make_residual(self) -> Network:
         """Its last layer is zero: the active policy begins as the policy."""
-        return self.make_network(self.residual_size, output_scale=0.0)
+        return self.make_actor().clone(outputs=self.residual_size, output_scale=0.0)
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical | Normal:
-        policy = params["policy"]
-        output = self.make_actor().apply(policy["actor"], obs)
-        return Categorical(output) if self.discrete else Normal(output, policy["log_std"])
+    def distribution(self, params: Any, obs: Any) -> Any:
+        return super().distribution(params["policy"], obs)
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_critic().apply(params["critic"], obs)[..., 0]
+    def residual(self, active: Any, obs: Any) -> jax.Array:
+        """What the active policy adds to the policy, (..., residual_size) or the same for all.
 
-    def residual(self, active: Any, obs: jax.Array) -> jax.Array:
-        """What the active policy adds to the policy, (..., residual_size) or the same for all."""
-        return self.make_residual().apply(active, obs) if self.fit == "network" else active
+        It leaves masked actions masked: beside their logits it is nothing.
+        """
+        if self.fit != "network":
+            return active
+        return self.make_residual().apply(active, masks.split(obs)[0])
 
     def optimizers(self, progress: jax.Array | float) -> dict[str, optax.GradientTransformation]:
         rates: dict[str, Any] = {"critic": self.critic_learning_rate, "policy": self.learning_rate}
@@ -130,10 +106,7 @@ class AISAC(OnPolicy):
 
     def init_params(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
         actor_key, critic_key, active_key = jax.random.split(key, 3)
-        policy = {"actor": self.make_actor().init(actor_key, obs)}
-        if not self.discrete:
-            size = spaces.action_size(self.action_space)
-            policy["log_std"] = jnp.zeros((size,), jnp.float32)
+        policy = self.init_policy(actor_key, obs)
         active = jnp.zeros((self.residual_size,), jnp.float32)
         if self.fit == "network":
             active = self.make_residual().init(active_key, obs)
@@ -148,7 +121,7 @@ class AISAC(OnPolicy):
     def estimate(
         self,
         params: Any,
-        obs: jax.Array,
+        obs: Any,
         steps: Transition,
         rewards: jax.Array,
         values: jax.Array,
@@ -230,7 +203,7 @@ class AISAC(OnPolicy):
 
     # Acting -----------------------------------------------------------------------------------
 
-    def behaviour(self, params: Any, obs: jax.Array) -> DefensiveMixture:
+    def behaviour(self, params: Any, obs: Any) -> DefensiveMixture:
         policy = self.distribution(params, obs)
         active = limited(policy, self.residual(params["active"], obs), self.max_kl)
         return DefensiveMixture(policy, active, self.defensive)

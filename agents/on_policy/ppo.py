@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,12 +11,18 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl import masks, spaces
-from jaxrl.agent import OWN, static, traced
+from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
-from jaxrl.parts.distributions import Categorical, Normal
-from jaxrl.parts.losses import keep_probability, kept_by_noise
-from jaxrl.parts.networks import Network, body_of, require_body
-from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
+from jaxrl.parts.distributions import Beta, Categorical, Normal
+from jaxrl.parts.losses import clipped_value_loss, kept_beyond_clip
+from jaxrl.parts.networks import Network
+from jaxrl.parts.normalize import normalized
+from jaxrl.parts.optimize import (
+    clipped_adam,
+    linear_schedule,
+    minibatch_epochs,
+    require_minibatches,
+)
 
 FACTORS = 1 / 32, 32.0  # between which `kl_rule` moves the step size
 
@@ -36,7 +43,8 @@ class PPO(OnPolicy):
     )
     target_kl: float = traced(0.01, "(0, inf)", "KL divergence from the policy that collected")
     clip_range: float = traced(0.2, "(0, inf)", "the probability ratio stays within 1 +- this")
-    clip_range_end: float = traced(1.0, "(0, inf)", "its fraction left at the end (linear)")
+    clip_range_high: float = traced(0.0, "[0, inf)", "and below 1 + this, if it is not 0")
+    clip_range_end: float = traced(1.0, "(0, inf)", "fraction of both left at the end (linear)")
     clip_rule: str = static(
         "hard",
         ("hard", "noise", "decay"),
@@ -46,6 +54,9 @@ class PPO(OnPolicy):
         0.2, "[0, 1)", "a step is kept if its ratio x U(1 +- this) is within the clip range"
     )
     value_clip_range: float = traced(0.2, "(0, inf]", "a value moves by at most this; inf: freely")
+    huber_threshold: float = traced(
+        math.inf, "(0, inf]", "larger errors of values count linearly; inf: all are squared"
+    )
     normalize_advantages: str = static(
         "minibatch", ("minibatch", "batch", "none"), "to mean 0 and std 1, over what"
     )
@@ -53,12 +64,13 @@ class PPO(OnPolicy):
     entropy_coef_end: float = traced(1.0, "[0, inf)", "its fraction left at the end (linear)")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
     max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
-    network: Any = static(
-        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
+    actor_observation: str = static("", None, "the part that the policy sees; none named: all")
+    critic_observation: str = static("", None, "the part that the critic sees; none named: all")
+    action_distribution: str = static(
+        "normal", ("normal", "beta"), "of continuous actions; beta: within their box"
     )
-    hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
-    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
     log_std_start: float = traced(0.0, "[-10, 2]", "log-deviation of continuous actions at first")
+    log_std_floor: float = traced(-10.0, "[-20, 2]", "log-deviations stay above it")
     state_dependent_std: bool = static(False, None, "the actor gives it, else it is one for all")
     squash_actions: bool = static(False, None, "by tanh into the box, else they are clipped to it")
 
@@ -66,15 +78,7 @@ class PPO(OnPolicy):
 
     def check(self) -> None:
         super().check()
-        batch = self.steps_per_iteration
-        if batch % self.num_minibatches:
-            raise ValueError(
-                f"ppo: num_minibatches={self.num_minibatches} does not divide the batch of "
-                f"{batch} = num_envs {self.num_envs} x num_steps {self.num_steps}"
-            )
-        if self.network == "cnn":
-            spaces.require_image(self.obs_shape, self.name)
-        require_body(self.network, self.obs_shape, self.name)
+        require_minibatches(self.num_minibatches, self.num_envs, self.num_steps, self.name)
 
     def unused(self) -> dict[str, str]:
         why = super().unused()
@@ -82,44 +86,56 @@ class PPO(OnPolicy):
             why["clip_noise"] = "with clip_rule=hard"
         if self.kl_rule == "none":
             why["target_kl"] = "with kl_rule=none"
+        if not hasattr(self.env, "slices"):
+            of_parts = ("actor_observation", "critic_observation")
+            why |= dict.fromkeys(of_parts, "where the environment names no parts of observations")
+        of_normals = ("log_std_start", "log_std_floor", "state_dependent_std", "squash_actions")
+        if self.is_beta:
+            why |= dict.fromkeys(of_normals, "with action_distribution=beta")
         if self.discrete:
-            of_normals = ("log_std_start", "state_dependent_std", "squash_actions")
-            why |= dict.fromkeys(of_normals, "with discrete actions")
+            of_continuous = ("action_distribution", *of_normals)
+            why |= dict.fromkeys(of_continuous, "with discrete actions")
         return why
 
-    def make_network(self, outputs: int, output_scale: float) -> Network:
-        return Network(
-            outputs=outputs,
-            obs_ndim=len(self.obs_shape),
-            hidden_sizes=self.hidden_sizes,
-            activation=self.activation,
-            conv_features=16 if self.network == "cnn" else 0,
-            body=body_of(self.network),
-            output_scale=output_scale,
-        )
+    def seen_shapes(self) -> list[tuple[int, ...]]:
+        return [
+            spaces.part_shape(self.env, self.obs_shape, getattr(self, field), f"ppo: {field}")
+            for field in ("actor_observation", "critic_observation")
+        ]
 
     def make_actor(self) -> Network:
-        """Its last layer is small, so that it is near uniform at first."""
-        size = spaces.action_size(self.action_space)
-        if not self.discrete and self.state_dependent_std:
-            size *= 2
-        return self.make_network(size, output_scale=0.01)
+        actor = super().make_actor()
+        has_two = not self.discrete and (self.state_dependent_std or self.is_beta)
+        return actor.clone(outputs=2 * actor.outputs) if has_two else actor
 
-    def make_critic(self) -> Network:
-        return self.make_network(1, output_scale=1.0)
+    @property
+    def is_beta(self) -> bool:
+        return not self.discrete and self.action_distribution == "beta"
 
-    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
+    @property
+    def has_log_std(self) -> bool:
+        """Whether one deviation, a parameter of its own, serves all states."""
+        return not (self.discrete or self.is_beta or self.state_dependent_std)
+
+    def distribution(self, params: Any, obs: Any) -> Categorical | Normal | Beta:
         obs, mask = masks.split(obs)
-        output = self.make_actor().apply(params["actor"], obs)
+        seen = spaces.part(self.env, obs, self.actor_observation)
+        output = self.make_actor().apply(params["actor"], seen)
         if self.discrete:
             return Categorical(masks.masked(output, mask))
-        if not self.state_dependent_std:
+        if self.is_beta:
+            return Beta.of_outputs(output)
+        if self.has_log_std:
             return Normal(output, params["log_std"])
         mean, log_std = jnp.split(output, 2, axis=-1)
-        return Normal(mean, jnp.clip(self.log_std_start + log_std, -10.0, 2.0))
+        return Normal(mean, jnp.clip(self.log_std_start + log_std, self.log_std_floor, 2.0))
 
     def value(self, params: Any, obs: Any) -> jax.Array:
-        return self.make_critic().apply(params["critic"], masks.split(obs)[0])[..., 0]
+        seen = spaces.part(self.env, masks.split(obs)[0], self.critic_observation)
+        return self.make_critic().apply(params["critic"], seen)[..., 0]
+
+    def noise(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
+        return Beta.noise(key, shape) if self.is_beta else super().noise(key, shape)
 
     def optimizer(
         self, progress: jax.Array | float, factor: jax.Array | float = 1.0
@@ -132,13 +148,16 @@ class PPO(OnPolicy):
 
     def init_params(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
         actor_key, critic_key = jax.random.split(key)
+        actor_obs = spaces.part(self.env, obs, self.actor_observation)
+        critic_obs = spaces.part(self.env, obs, self.critic_observation)
         params = {
-            "actor": self.make_actor().init(actor_key, obs),
-            "critic": self.make_critic().init(critic_key, obs),
+            "actor": self.make_actor().init(actor_key, actor_obs),
+            "critic": self.make_critic().init(critic_key, critic_obs),
         }
-        if not self.discrete and not self.state_dependent_std:
+        if self.has_log_std:
             size = spaces.action_size(self.action_space)
-            params["log_std"] = jnp.full((size,), self.log_std_start, jnp.float32)
+            start = jnp.maximum(self.log_std_start, self.log_std_floor)
+            params["log_std"] = jnp.full((size,), start, jnp.float32)
         return params
 
     def init_optimizer(self, params: Any) -> Any:
@@ -180,16 +199,20 @@ class PPO(OnPolicy):
         self, params: Any, opt_state: Any, grads: Any, kl: jax.Array, progress: jax.Array
     ) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
         """A gradient step; its size follows the KL divergence with kl_rule=learning_rate."""
-        if self.kl_rule != "learning_rate":
-            updates, opt_state = self.optimizer(progress).update(grads, opt_state)
-            return (optax.apply_updates(params, updates), opt_state), {}
-        adam, factor = opt_state  # section 4's rule for the penalty, as rl_games has it for steps
-        factor = jnp.where(kl > 2 * self.target_kl, factor / 1.5, factor)
-        factor = jnp.where(kl < self.target_kl / 2, factor * 1.5, factor)
-        factor = jnp.clip(factor, *FACTORS)
-        updates, adam = self.optimizer(progress, factor).update(grads, adam)
-        metrics = {"learning_rate_factor": factor}
-        return (optax.apply_updates(params, updates), (adam, factor)), metrics
+        factor: Any = 1.0
+        metrics, is_fixed = {}, self.kl_rule != "learning_rate"
+        if not is_fixed:
+            opt_state, factor = opt_state  # section 4's rule for the penalty, as in rl_games
+            factor = jnp.where(kl > 2 * self.target_kl, factor / 1.5, factor)
+            factor = jnp.where(kl < self.target_kl / 2, factor * 1.5, factor)
+            factor = jnp.clip(factor, *FACTORS)
+            metrics = {"learning_rate_factor": factor}
+        updates, opt_state = self.optimizer(progress, factor).update(grads, opt_state)
+        params = optax.apply_updates(params, updates)
+        if self.has_log_std:  # put back, not cut in the policy, where no gradient would raise it
+            log_std = jnp.maximum(params["log_std"], self.log_std_floor)
+            params = params | {"log_std": log_std}
+        return (params, opt_state if is_fixed else (opt_state, factor)), metrics
 
     def loss(
         self,
@@ -199,33 +222,34 @@ class PPO(OnPolicy):
         progress: jax.Array | float = 0.0,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Clipped surrogate - entropy bonus + clipped value loss (eqs. 7 and 9)."""
-        clip_range, entropy_coef = (
+        high = jnp.where(self.clip_range_high > 0, self.clip_range_high, self.clip_range)
+        low, high, entropy_coef = (
             linear_schedule(start, fraction * start, progress)
             for start, fraction in (
                 (self.clip_range, self.clip_range_end),
+                (high, self.clip_range_end),
                 (self.entropy_coef, self.entropy_coef_end),
             )
         )
         dist = self.distribution(params, batch.obs)
         log_ratio = dist.log_prob(batch.action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
-        clipped_ratio = jnp.clip(ratio, 1 - clip_range, 1 + clip_range)
+        clipped_ratio = jnp.clip(ratio, 1 - low, 1 + high)
         advantage = batch.advantage
         if self.normalize_advantages == "minibatch":
             advantage = normalized(advantage)
         surrogate = jnp.minimum(ratio * advantage, clipped_ratio * advantage)
         of_rule: dict[str, jax.Array] = {}
         if self.clip_rule != "hard":
-            kept = self.kept(ratio, advantage, clip_range, noise_key)
+            limits = low, high, self.clip_noise
+            kept = kept_beyond_clip(noise_key, ratio, advantage, *limits)
             surrogate += kept * (ratio - clipped_ratio) * advantage
             of_rule["kept_fraction"] = kept.mean()
         policy_loss = -surrogate.mean()
 
         value = self.value(params, batch.obs)
-        limit = self.value_clip_range
-        clipped_value = batch.value + jnp.clip(value - batch.value, -limit, limit)
-        errors = (value - batch.target) ** 2, (clipped_value - batch.target) ** 2
-        value_loss = 0.5 * jnp.maximum(*errors).mean()
+        of_values = self.value_clip_range, self.huber_threshold
+        value_loss = clipped_value_loss(value, batch.value, batch.target, *of_values)
 
         entropy = dist.entropy().mean()
         loss = policy_loss + self.value_coef * value_loss - entropy_coef * entropy
@@ -234,25 +258,9 @@ class PPO(OnPolicy):
             "value_loss": value_loss,
             "entropy": entropy,
             "approx_kl": (ratio - 1 - log_ratio).mean(),  # Schulman 2020's k3 estimator
-            "clip_fraction": (jnp.abs(ratio - 1) > clip_range).mean(),
+            "clip_fraction": (jnp.abs(ratio - 1) > jnp.where(ratio > 1, high, low)).mean(),
             **of_rule,
         }
-
-    def kept(
-        self,
-        ratio: jax.Array,
-        advantage: jax.Array,
-        clip_range: jax.Array,
-        noise_key: jax.Array | None,
-    ) -> jax.Array:
-        """The share of a step's gradient that stays although the hard rule would cut it.
-
-        Drawn with a key, else its expectation.
-        """
-        limits = clip_range, clip_range, self.clip_noise
-        if noise_key is None:
-            return keep_probability(ratio, advantage, *limits)
-        return kept_by_noise(noise_key, ratio, advantage, *limits)
 
     # Acting -----------------------------------------------------------------------------------
 
@@ -261,9 +269,3 @@ class PPO(OnPolicy):
         if self.squash_actions and not self.discrete:
             action = jnp.tanh(action)
         return super().env_action(action)
-
-
-def normalized(advantage: jax.Array) -> jax.Array:
-    """Advantages (B,) with mean 0 and standard deviation 1."""
-    centred = advantage - advantage.mean()
-    return centred / (advantage.std() + 1e-8)

@@ -7,21 +7,24 @@ sequences, each from the memory that its first step was taken with, forgotten wh
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import spaces
-from jaxrl.agent import Policy, Tag, derive, static, traced
+from jaxrl import masks, spaces
+from jaxrl.agent import Policy, static, traced
 from jaxrl.loops.on_policy import OnPolicy, OnPolicyState
 from jaxrl.parts.distributions import Categorical, Normal
+from jaxrl.parts.losses import clipped_value_loss
 from jaxrl.parts.memory import RecurrentNetwork
-from jaxrl.parts.normalize import RewardScale, RunningMoments
-from jaxrl.parts.optimize import clipped_adam, learn_if, linear_schedule, minibatch_epochs
+from jaxrl.parts.networks import body_of
+from jaxrl.parts.normalize import RewardScale, normalized
+from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
 from jaxrl.parts.returns import bootstrap_values, gae
-from jaxrl.parts.rollout import Transition, reset, rollout
+from jaxrl.parts.rollout import Actors, Episodes, Transition, rollout
 
 
 class Sequences(NamedTuple):
@@ -34,7 +37,7 @@ class Sequences(NamedTuple):
 
     memory: Any
     starts: jax.Array
-    obs: jax.Array
+    obs: Any
     action: jax.Array
     log_prob: jax.Array
     value: jax.Array
@@ -44,6 +47,8 @@ class Sequences(NamedTuple):
 
 class RecurrentPPO(OnPolicy):
     """PPO whose policy and critic remember: a GRU or LSTM, learnt by whole sequences."""
+
+    takes_masks = True
 
     core: str = static("gru", ("gru", "lstm"), "the recurrent core, of actor and critic together")
     core_size: int = static(64, "[1, inf)", "its units")
@@ -56,12 +61,13 @@ class RecurrentPPO(OnPolicy):
     learning_rate_end: float = traced(0.0, "[0, inf)", "its fraction left at the end (linear)")
     clip_range: float = traced(0.2, "(0, inf)", "the probability ratio stays within 1 +- this")
     value_clip_range: float = traced(0.2, "(0, inf]", "a value moves by at most this; inf: freely")
+    huber_threshold: float = traced(
+        math.inf, "(0, inf]", "larger errors of values count linearly; inf: all are squared"
+    )
     entropy_coef: float = traced(0.01, "[0, inf)", "weight of the entropy bonus")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
     max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
-    network: str = static("mlp", ("mlp", "cnn"), "cnn: a 3x3 convolution on (H, W, C) first")
     hidden_sizes: tuple[int, ...] = static((64,), "[1, inf)", "widths before the core")
-    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
     # Networks ---------------------------------------------------------------------------------
 
@@ -79,8 +85,6 @@ class RecurrentPPO(OnPolicy):
                 f"{sequences} sequences of {self.length} steps in num_envs {self.num_envs} x "
                 f"num_steps {self.num_steps}"
             )
-        if self.network == "cnn":
-            spaces.require_image(self.obs_shape, self.name)
 
     @property
     def length(self) -> int:
@@ -91,29 +95,34 @@ class RecurrentPPO(OnPolicy):
         return RecurrentNetwork(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             core=self.core,
             core_size=self.core_size,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
             conv_features=16 if self.network == "cnn" else 0,
+            body=body_of(self.network),
         )
 
     def read(
-        self, params: Any, memory: Any, obs: jax.Array, starts: jax.Array, values: bool = True
+        self, params: Any, memory: Any, obs: Any, starts: jax.Array, values: bool = True
     ) -> tuple[Any, Categorical | Normal, Any]:
         """Memory after, policy and values of normalised sequences (T, N, ...)."""
+        obs, mask = masks.split(obs)
         memory, output, value = self.make_network().apply(
             params["network"], memory, obs, starts, values
         )
-        dist = Categorical(output) if self.discrete else Normal(output, params["log_std"])
-        return memory, dist, value
+        if self.discrete:
+            return memory, Categorical(masks.masked(output, mask)), value
+        return memory, Normal(output, params["log_std"]), value
 
     def read_one(
-        self, params: Any, memory: Any, obs: jax.Array, values: bool = True
+        self, params: Any, memory: Any, obs: Any, values: bool = True
     ) -> tuple[Any, Categorical | Normal, Any]:
         """The same of one step (N, ...)."""
-        starts = jnp.zeros((1, len(obs)), jnp.bool_)
-        memory, dist, value = self.read(params, memory, obs[None], starts, values)
+        obs = jax.tree.map(lambda x: x[None], obs)
+        starts = jnp.zeros(masks.split(obs)[0].shape[:2], jnp.bool_)
+        memory, dist, value = self.read(params, memory, obs, starts, values)
         value = value[0] if values else None
         if isinstance(dist, Categorical):
             return memory, Categorical(dist.logits[0]), value
@@ -126,86 +135,59 @@ class RecurrentPPO(OnPolicy):
 
     # Init -------------------------------------------------------------------------------------
 
-    def init(self, key: jax.Array) -> OnPolicyState:
-        network = self.make_network()
-        actors = reset(
-            derive(key, Tag.RESET),
-            self.env,
-            self.env_params,
-            self.num_envs,
-            self.reported,
-            network.initial(),
-        )
-        obs = self.encode(actors.obs[:1])[None]
-        starts = jnp.ones((1, 1), jnp.bool_)
-        init_key = derive(key, Tag.INIT)
-        params = {"network": network.init(init_key, network.initial(1), obs, starts)}
+    def initial_memory(self) -> Any:
+        return self.make_network().initial()
+
+    def init_params(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
+        network, starts = self.make_network(), jnp.ones((1, 1), jnp.bool_)
+        params = {"network": network.init(key, network.initial(1), obs[None, None], starts)}
         if not self.discrete:
             size = spaces.action_size(self.action_space)
             params["log_std"] = jnp.zeros((size,), jnp.float32)
-        return OnPolicyState(
-            key=key,
-            params=params,
-            opt_state=self.optimizer(0.0).init(params),
-            actors=actors,
-            obs_moments=RunningMoments.of_shape(self.obs_shape),
-            reward_scale=RewardScale.of_envs(self.num_envs),
-        )
+        return params
+
+    def init_optimizer(self, params: Any) -> Any:
+        return self.optimizer(0.0).init(params)
 
     # Update -----------------------------------------------------------------------------------
 
-    def step(
-        self, state: OnPolicyState, t: jax.Array
-    ) -> tuple[OnPolicyState, dict[str, jax.Array]]:
-        moments = state.obs_moments
+    def collect(self, state: OnPolicyState, key: jax.Array) -> tuple[Actors, Transition, Episodes]:
+        """A rollout that keeps with each step its value, and the memory before and after it."""
 
         def noise(key, num_steps):
-            kind = Categorical if self.discrete else Normal
             size = spaces.action_size(self.action_space)
-            return kind.noise(key, (num_steps, self.num_envs, size))
+            return self.noise(key, (num_steps, self.num_envs, size))
 
         def act(memory, obs, noise):
-            after, dist, value = self.read_one(state.params, memory, self.normalize(moments, obs))
+            obs = self.normalize(state.obs_moments, obs)
+            after, dist, value = self.read_one(state.params, memory, obs)
             action = dist.sample_by(noise)
+            value = self.in_rewards(state.target_moments, value)
             kept = {"log_prob": dist.log_prob(action), "value": value}
             return after, action, self.env_action(action), kept | {"memory": memory, "after": after}
 
-        actors, steps, episodes = rollout(
-            derive(state.key, Tag.ROLLOUT, t),
+        return rollout(
+            key,
             self.env,
             self.env_params,
             state.actors,
             act,
             self.num_steps,
-            initial_memory=self.make_network().initial(),
+            initial_memory=self.initial_memory(),
             noise=noise,
         )
-        batch, reward_scale = self.sequences(state, steps, actors)
 
-        def improve(learner):
-            return self.improve_by(learner, batch, derive(state.key, Tag.LEARN, t), progress)
-
-        progress = self.progress(state, t)
-        learner = state.params, state.opt_state
-        if self.normalize_observations:  # the first rollout only gathers its statistics
-            learner, metrics = learn_if(t > 0, improve, learner)
-            moments = moments.update(self.encode(steps.obs))
-        else:
-            learner, metrics = improve(learner)
-        metrics["explained_variance"] = 1 - jnp.var(batch.advantage) / jnp.var(batch.target)
-        metrics |= episodes.metrics()
-        params, opt_state = learner
-        return OnPolicyState(state.key, params, opt_state, actors, moments, reward_scale), metrics
-
-    def sequences(
-        self, state: OnPolicyState, steps: Transition, actors: Any
+    def advantages(
+        self, state: OnPolicyState, steps: Transition, actors: Actors
     ) -> tuple[Sequences, RewardScale]:
         """The rollout with GAE's advantages, cut into sequences; and the scale of rewards."""
         extras, values = steps.extras, steps.extras["value"]
 
         def value_fn(obs_and_memory):
             obs, memory = obs_and_memory
-            return self.read_one(state.params, memory, self.normalize(state.obs_moments, obs))[2]
+            obs = self.normalize(state.obs_moments, obs)
+            value = self.read_one(state.params, memory, obs)[2]
+            return self.in_rewards(state.target_moments, value)
 
         ended = steps.terminated, steps.truncated
         next_values = bootstrap_values(
@@ -215,22 +197,19 @@ class RecurrentPPO(OnPolicy):
             (steps.final_obs, extras["after"]),
             *ended,
         )
-        rewards, reward_scale = steps.reward, state.reward_scale
-        done = steps.terminated | steps.truncated
-        if self.normalize_rewards:
-            reward_scale = reward_scale.update(rewards, done, self.gamma)
-            rewards = reward_scale.scale(rewards)
+        rewards, reward_scale = self.scale_rewards(state.reward_scale, steps)
         advantages = gae(rewards, values, next_values, *ended, self.gamma, self.gae_lambda)
 
         def cut(x: jax.Array) -> jax.Array:  # (T, N, ...) -> (B, L, ...)
             x = x.reshape(-1, self.length, *x.shape[1:])
             return jnp.moveaxis(x, 2, 1).reshape(-1, self.length, *x.shape[3:])
 
+        done = steps.terminated | steps.truncated
         starts = cut(jnp.roll(done, 1, axis=0)).at[:, 0].set(False)
         batch = Sequences(
             memory=jax.tree.map(lambda x: cut(x)[:, 0], extras["memory"]),
             starts=starts,
-            obs=cut(self.normalize(state.obs_moments, steps.obs)),
+            obs=jax.tree.map(cut, self.normalize(state.obs_moments, steps.obs)),
             action=cut(steps.action),
             log_prob=cut(extras["log_prob"]),
             value=cut(values),
@@ -239,9 +218,9 @@ class RecurrentPPO(OnPolicy):
         )
         return batch, reward_scale
 
-    def improve_by(
-        self, learner: tuple[Any, Any], batch: Sequences, key: jax.Array, progress: jax.Array
-    ) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+    def improve(
+        self, params: Any, opt_state: Any, batch: Any, key: jax.Array, progress: jax.Array
+    ) -> tuple[Any, Any, dict[str, jax.Array]]:
         """Epochs of minibatches of sequences."""
         optimizer = self.optimizer(progress)
 
@@ -251,10 +230,10 @@ class RecurrentPPO(OnPolicy):
             updates, opt_state = optimizer.update(grads, opt_state)
             return (optax.apply_updates(params, updates), opt_state), metrics
 
-        learner, metrics = minibatch_epochs(
-            key, update, learner, batch, self.num_epochs, self.num_minibatches
+        (params, opt_state), metrics = minibatch_epochs(
+            key, update, (params, opt_state), batch, self.num_epochs, self.num_minibatches
         )
-        return learner, jax.tree.map(jnp.mean, metrics)
+        return params, opt_state, jax.tree.map(jnp.mean, metrics)
 
     def loss(self, params: Any, batch: Sequences) -> tuple[jax.Array, dict[str, jax.Array]]:
         """PPO's loss, of policy and critic as they are after reading each sequence so far."""
@@ -264,14 +243,11 @@ class RecurrentPPO(OnPolicy):
         log_ratio = dist.log_prob(batch.action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
         clipped_ratio = jnp.clip(ratio, 1 - self.clip_range, 1 + self.clip_range)
-        advantage = batch.advantage - batch.advantage.mean()
-        advantage /= batch.advantage.std() + 1e-8
+        advantage = normalized(batch.advantage)
         policy_loss = -jnp.minimum(ratio * advantage, clipped_ratio * advantage).mean()
 
-        limit = self.value_clip_range
-        clipped_value = batch.value + jnp.clip(value - batch.value, -limit, limit)
-        errors = (value - batch.target) ** 2, (clipped_value - batch.target) ** 2
-        value_loss = 0.5 * jnp.maximum(*errors).mean()
+        of_values = self.value_clip_range, self.huber_threshold
+        value_loss = clipped_value_loss(value, batch.value, batch.target, *of_values)
 
         entropy = dist.entropy().mean()
         loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy
@@ -292,10 +268,10 @@ class RecurrentPPO(OnPolicy):
         """The mode of the policy, or a sample; its memory is the core's."""
 
         def step(memory: Any, obs: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
-            obs = self.normalize(state.obs_moments, obs)[None]
-            batch = jax.tree.map(lambda x: x[None], memory)
-            memory, dist, _ = self.read_one(state.params, batch, obs, values=False)
+            obs = self.normalize(state.obs_moments, obs)
+            memory, obs = jax.tree.map(lambda x: x[None], (memory, obs))
+            memory, dist, _ = self.read_one(state.params, memory, obs, values=False)
             action = self.env_action(dist.mode() if deterministic else dist.sample(key))
             return jax.tree.map(lambda x: x[0], (memory, action))
 
-        return Policy(self.make_network().initial, step)
+        return Policy(self.initial_memory, step)

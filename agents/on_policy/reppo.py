@@ -16,18 +16,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import spaces
-from jaxrl.agent import OWN, static, traced
+from jaxrl import masks, spaces
+from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical
-from jaxrl.parts.losses import action_value
-from jaxrl.parts.networks import Network, body_of, require_body
-from jaxrl.parts.optimize import clipped_adam, linear_schedule, minibatch_epochs
+from jaxrl.parts.losses import action_value, clipped_value_loss
+from jaxrl.parts.networks import Network
+from jaxrl.parts.normalize import normalized
+from jaxrl.parts.optimize import (
+    clipped_adam,
+    descend_epochs,
+    linear_schedule,
+    require_minibatches,
+)
 from jaxrl.parts.retries import expected_improvement
 
 
 class RePPO(OnPolicy):
     """PPO whose advantages are expected improvements on further attempts; discrete actions."""
+
+    takes_masks = True
 
     gae_lambda: float = traced(0.8, "[0, 1]", "lambda of the returns that Q is fitted to")
     attempts: float = traced(1.2, "[1, inf)", "M, of which the best counts; 1: advantages Q - V")
@@ -40,51 +48,31 @@ class RePPO(OnPolicy):
     entropy_coef: float = traced(0.01, "[0, inf)", "weight of the entropy bonus")
     value_coef: float = traced(0.5, "[0, inf)", "weight of the value loss")
     max_grad_norm: float = traced(0.5, "(0, inf]", "global norm that gradients are clipped to")
-    network: Any = static(
-        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
-    )
-    hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
-    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
     # Networks ---------------------------------------------------------------------------------
 
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "discrete", self.name, self.env)
-        batch = self.steps_per_iteration
-        if batch % self.num_minibatches:
-            raise ValueError(
-                f"reppo: num_minibatches={self.num_minibatches} does not divide the batch of "
-                f"{batch} = num_envs {self.num_envs} x num_steps {self.num_steps}"
-            )
-        if self.network == "cnn":
-            spaces.require_image(self.obs_shape, self.name)
-        require_body(self.network, self.obs_shape, self.name)
+        require_minibatches(self.num_minibatches, self.num_envs, self.num_steps, self.name)
 
-    def make_network(self) -> Network:
-        """A number for every action.
+    def make_critic(self) -> Network:
+        """Q of every action; its last layer is as small as the actor's: fresh, it prefers none.
 
-        The last layer is small: the first policy is near uniform, and a fresh critic prefers no
-        action. Advantages compare one return with the Q of other actions: what tells these apart by
-        chance would be learnt.
+        Advantages compare one return with the Q of other actions: what tells these apart by chance
+        would be learnt.
         """
-        return Network(
-            outputs=spaces.action_size(self.action_space),
-            obs_ndim=len(self.obs_shape),
-            hidden_sizes=self.hidden_sizes,
-            activation=self.activation,
-            conv_features=16 if self.network == "cnn" else 0,
-            body=body_of(self.network),
-            output_scale=0.01,
-        )
+        return self.make_actor()
 
-    def distribution(self, params: Any, obs: jax.Array) -> Categorical:
-        return Categorical(self.make_network().apply(params["actor"], obs))
+    def distribution(self, params: Any, obs: Any) -> Categorical:
+        obs, mask = masks.split(obs)
+        return Categorical(masks.masked(self.make_actor().apply(params["actor"], obs), mask))
 
-    def q_values(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.make_network().apply(params["critic"], obs)
+    def q_values(self, params: Any, obs: Any) -> jax.Array:
+        """Q of all actions: of masked ones too, to which the policy gives no weight."""
+        return self.make_critic().apply(params["critic"], masks.split(obs)[0])
 
-    def value(self, params: Any, obs: jax.Array) -> jax.Array:
+    def value(self, params: Any, obs: Any) -> jax.Array:
         """V = sum_a pi(a|s) Q(s, a)."""
         probs = jax.nn.softmax(self.distribution(params, obs).logits)
         return (probs * self.q_values(params, obs)).sum(axis=-1)
@@ -96,13 +84,6 @@ class RePPO(OnPolicy):
 
     # Init -------------------------------------------------------------------------------------
 
-    def init_params(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
-        actor_key, critic_key = jax.random.split(key)
-        return {
-            "actor": self.make_network().init(actor_key, obs),
-            "critic": self.make_network().init(critic_key, obs),
-        }
-
     def init_optimizer(self, params: Any) -> Any:
         return self.optimizer(0.0).init(params)
 
@@ -111,27 +92,20 @@ class RePPO(OnPolicy):
     def improve(
         self, params: Any, opt_state: Any, batch: Batch, key: jax.Array, progress: jax.Array
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
-        optimizer = self.optimizer(progress)
-        batch = self.with_retries(params, batch)
-
-        def update(carry, minibatch):
-            params, opt_state = carry
-            grads, metrics = jax.grad(self.loss, has_aux=True)(params, minibatch)
-            updates, opt_state = optimizer.update(grads, opt_state)
-            return (optax.apply_updates(params, updates), opt_state), metrics
-
-        (params, opt_state), metrics = minibatch_epochs(
-            key, update, (params, opt_state), batch, self.num_epochs, self.num_minibatches
+        optimizer, batch = self.optimizer(progress), self.with_retries(params, batch)
+        epochs = self.num_epochs, self.num_minibatches
+        params, opt_state, _, metrics = descend_epochs(
+            optimizer, self.loss, params, opt_state, key, batch, *epochs
         )
-        return params, opt_state, jax.tree.map(jnp.mean, metrics)
+        return params, opt_state, metrics
 
     def with_retries(self, params: Any, batch: Batch) -> Batch:
         """The batch with Q(s, a) for V(s), and retry-aware advantages, normalised over it."""
         probs = jax.nn.softmax(self.distribution(params, batch.obs).logits)
         q = self.q_values(params, batch.obs)
         advantage = retry_advantage(q, probs, batch.action, batch.target, self.attempts)
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        return batch._replace(value=action_value(q, batch.action), advantage=advantage)
+        value = action_value(q, batch.action)
+        return batch._replace(value=value, advantage=normalized(advantage))
 
     def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """PPO's clipped surrogate - entropy bonus + clipped loss of Q(s, a)."""
@@ -144,9 +118,7 @@ class RePPO(OnPolicy):
 
         value = action_value(self.q_values(params, batch.obs), batch.action)
         limit = self.value_clip_range
-        clipped_value = batch.value + jnp.clip(value - batch.value, -limit, limit)
-        errors = (value - batch.target) ** 2, (clipped_value - batch.target) ** 2
-        value_loss = 0.5 * jnp.maximum(*errors).mean()
+        value_loss = clipped_value_loss(value, batch.value, batch.target, limit)
 
         entropy = dist.entropy().mean()
         loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy

@@ -23,19 +23,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import masks, spaces
-from jaxrl.agent import OWN, static, traced
+from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
 from jaxrl.parts.distributions import Categorical, Normal
 from jaxrl.parts.linalg import gauss_newton, hessian_product, truncated_cg
-from jaxrl.parts.networks import Network, body_of, require_body
-from jaxrl.parts.optimize import descend, minibatch_epochs
+from jaxrl.parts.optimize import descend_epochs, require_minibatches
 
 
 class SecondOrder(OnPolicy):
     """Second-order actor-critic: Newton steps on the policy's Hessian (ACGN1, ACGN2)."""
 
     takes_masks = True
+    forward_mode = True
 
     curvature: str = static(
         "surrogate", ("surrogate", "log_prob"), "Hessian of: the surrogate (ACGN1), Q log pi (2)"
@@ -48,54 +47,15 @@ class SecondOrder(OnPolicy):
     learning_rate: float = traced(1e-3, "(0, inf)", "Adam's step size, of the critic")
     num_epochs: int = static(10, "[1, inf)", "the critic's passes over each rollout")
     num_minibatches: int = static(8, "[1, inf)", "its gradient steps per pass; divides the batch")
-    network: Any = static(
-        "mlp", ("mlp", "cnn", OWN), "cnn: a 3x3 convolution on (H, W, C) first; or a body of yours"
-    )
-    hidden_sizes: tuple[int, ...] = static((64, 64), "[1, inf)", "widths, actor and critic each")
-    activation: str = static("tanh", ("tanh", "relu", "swish"), "of the hidden layers")
 
     # Networks ---------------------------------------------------------------------------------
 
     def check(self) -> None:
         super().check()
-        batch = self.steps_per_iteration
-        if batch % self.num_minibatches:
-            raise ValueError(
-                f"secondorder: num_minibatches={self.num_minibatches} does not divide the batch of "
-                f"{batch} = num_envs {self.num_envs} x num_steps {self.num_steps}"
-            )
-        if self.network == "cnn":
-            spaces.require_image(self.obs_shape, self.name)
-        require_body(self.network, self.obs_shape, self.name)
+        require_minibatches(self.num_minibatches, self.num_envs, self.num_steps, self.name)
 
-    def make_network(self, outputs: int, output_scale: float) -> Network:
-        return Network(
-            outputs=outputs,
-            obs_ndim=len(self.obs_shape),
-            hidden_sizes=self.hidden_sizes,
-            activation=self.activation,
-            conv_features=16 if self.network == "cnn" else 0,
-            body=body_of(self.network),
-            output_scale=output_scale,
-        )
-
-    def make_actor(self) -> Network:
-        """Its last layer is small, so that it is near uniform at first."""
-        return self.make_network(spaces.action_size(self.action_space), output_scale=0.01)
-
-    def make_critic(self) -> Network:
-        return self.make_network(1, output_scale=1.0)
-
-    def distribution(self, params: Any, obs: Any) -> Categorical | Normal:
-        obs, mask = masks.split(obs)
-        policy = params["policy"]
-        output = self.make_actor().apply(policy["actor"], obs)
-        if self.discrete:
-            return Categorical(masks.masked(output, mask))
-        return Normal(output, policy["log_std"])
-
-    def value(self, params: Any, obs: Any) -> jax.Array:
-        return self.make_critic().apply(params["critic"], masks.split(obs)[0])[..., 0]
+    def distribution(self, params: Any, obs: Any) -> Any:
+        return super().distribution(params["policy"], obs)
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)
@@ -104,10 +64,7 @@ class SecondOrder(OnPolicy):
 
     def init_params(self, key: jax.Array, obs: jax.Array) -> dict[str, Any]:
         actor_key, critic_key = jax.random.split(key)
-        policy = {"actor": self.make_actor().init(actor_key, obs)}
-        if not self.discrete:
-            size = spaces.action_size(self.action_space)
-            policy["log_std"] = jnp.zeros((size,), jnp.float32)
+        policy = self.init_policy(actor_key, obs)
         return {"policy": policy, "critic": self.make_critic().init(critic_key, obs)}
 
     def init_optimizer(self, params: Any) -> Any:
@@ -119,7 +76,11 @@ class SecondOrder(OnPolicy):
         self, params: Any, opt_state: Any, batch: Batch, key: jax.Array, progress: jax.Array
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
         policy, metrics = self.improve_policy(params["policy"], batch, progress)
-        critic, opt_state, value_loss = self.fit_critic(params["critic"], opt_state, batch, key)
+        # The faster time scale: many steps of the critic for one of the actor.
+        epochs = self.num_epochs, self.num_minibatches
+        critic, opt_state, value_loss, _ = descend_epochs(
+            self.optimizer(), self.value_loss, params["critic"], opt_state, key, batch, *epochs
+        )
         metrics["value_loss"] = value_loss
         return {"policy": policy, "critic": critic}, opt_state, metrics
 
@@ -175,24 +136,10 @@ class SecondOrder(OnPolicy):
             return hessian_product(lambda p: surrogate(distribution(p), batch, advantage), policy)
         return gauss_newton(distribution, lambda d: (d.log_prob(batch.action) * q).mean(), policy)
 
-    def fit_critic(
-        self, critic: Any, opt_state: Any, batch: Batch, key: jax.Array
-    ) -> tuple[Any, Any, jax.Array]:
-        """The faster time scale: many steps for one of the actor."""
-        optimizer = self.optimizer()
-
-        def update(carry, minibatch):
-            def loss(critic):
-                value = self.value({"critic": critic}, minibatch.obs)
-                return 0.5 * ((value - minibatch.target) ** 2).mean(), None
-
-            critic, opt_state, value_loss, _ = descend(optimizer, loss, *carry)
-            return (critic, opt_state), value_loss
-
-        (critic, opt_state), value_loss = minibatch_epochs(
-            key, update, (critic, opt_state), batch, self.num_epochs, self.num_minibatches
-        )
-        return critic, opt_state, value_loss.mean()
+    def value_loss(self, critic: Any, batch: Batch) -> tuple[jax.Array, None]:
+        """Half the mean squared error of the critic."""
+        errors = self.value({"critic": critic}, batch.obs) - batch.target
+        return 0.5 * (errors**2).mean(), None
 
 
 def surrogate(dist: Any, batch: Batch, advantage: jax.Array) -> jax.Array:

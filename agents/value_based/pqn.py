@@ -64,6 +64,7 @@ class PQN(QLambda):
         return Network(
             outputs=spaces.action_size(self.action_space),
             obs_ndim=len(self.obs_shape),
+            precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation="relu",
             conv_features=16 if self.network == "cnn" else 0,

@@ -151,6 +151,8 @@ class LogLine(Entries):
     iteration: Count
     env_steps: Count
     seconds: Annotated[float, Field(ge=0)]
+    numbers: list[Count] = []  # of the members, where a search changes their hyper-parameters
+    hyperparameters: dict[str, list[Any]] = {}
     __pydantic_extra__: dict[str, float | None] = Field(init=False)
 
 

@@ -22,6 +22,9 @@ STUDIES = (
     "retry",
     "gate",
     "collapse",
+    "xqc",
+    "wasserstein",
+    "disagreement",
     "search",
     "speed",
 )

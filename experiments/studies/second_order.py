@@ -1,7 +1,12 @@
-"""Steps on curvature (TRPO, ACGN1, ACGN2) beside first-order ones, exact and learnt."""
+"""Steps on curvature (TRPO, ACGN1, ACGN2) beside first-order ones: exact, learnt, and their time.
+
+Populations of TRPO and of PPO take turns, so that whatever else the machine does disturbs both;
+what counts is processor time, of all threads, after a first turn that compiles.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +36,9 @@ AGENTS: dict[str, tuple[str, list[str]]] = {
     "A2C": ("a2c", ["learning_rate=3e-3"]),
 }
 MAX_KL = 0.01
+POPULATION = "population/CartPole-v1"
+TURNS = ("trpo", "ppo")  # with the same rollouts, networks, epochs and minibatches
+SIZES = ["num_envs=4", "num_steps=128", "num_epochs=4", "num_minibatches=4"]
 
 
 class SecondOrder(study.Study):
@@ -43,10 +51,12 @@ class SecondOrder(study.Study):
     question = (
         "How many updates do Newton steps on the policy's Hessian need where everything is exact, "
         "on random Markov decision processes, and what do they return where everything is learnt, "
-        "beside first-order methods on the same steps?"
+        "beside first-order methods on the same steps? What does a step of TRPO take beside one of "
+        "PPO, in populations of 64?"
     )
     budget = (
-        "4 cells of 20 decision processes, 10 of 300,000 steps, 8 seeds: 20 minutes on two cores"
+        "4 cells of 20 decision processes, 10 of 300,000 steps, 8 seeds, one of populations: "
+        "20 minutes on two cores"
     )
 
     def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
@@ -54,13 +64,16 @@ class SecondOrder(study.Study):
             return {
                 "exact/acgn1": {"processes": 2, "step_sizes": [1.0]},
                 "CartPole-v1/ACGN1": {"steps": 2048, "seeds": 2, "hyperparameters": COLLECT},
+                POPULATION: {"steps": 512, "members": 2, "rounds": 2, "hyperparameters": SIZES},
             }
         exact = {f"exact/{m}": {"processes": 20, "step_sizes": list(STEP_SIZES)} for m in EXACT}
-        return exact | {
+        turns = {"steps": 4096, "members": 64, "rounds": 5, "hyperparameters": SIZES}
+        learnt = {
             f"{env}/{agent}": {"steps": steps, "seeds": 8, "hyperparameters": COLLECT + own}
             for env, steps in ENVS.items()
             for agent, (_, own) in AGENTS.items()
         }
+        return exact | learnt | {POPULATION: turns}
 
     def measure(
         self, cell: str, settings: dict[str, Any], context: study.Context
@@ -71,6 +84,8 @@ class SecondOrder(study.Study):
         kind, name = cell.split("/")
         if kind == "exact":
             return {"measures": exact(name, settings["processes"], settings["step_sizes"])}
+        if cell == POPULATION:
+            return {"measures": population(name, settings)}
         return learnt(name, kind, settings)
 
     def claims(self) -> list[Claim]:
@@ -119,16 +134,30 @@ class SecondOrder(study.Study):
                 lambda cells: [Interval.of(cells[f"{env}/TRPO"]["largest_kl"]) for env in ENVS],
                 high=MAX_KL,
             ),
+            Claim(
+                "64 members of TRPO are one program",
+                lambda cells: [Interval.of(cells[POPULATION]["trpo_programs"])],
+                low=1.0,
+                high=1.0,
+            ),
+            Claim(
+                "A step of theirs takes at most twice the time of one of PPO's; quotients",
+                lambda cells: [Interval.of(cells[POPULATION]["trpo_over_ppo"])],
+                high=2.0,
+            ),
         ]
 
     def tables(self, cells: Mapping[str, Any]) -> list[study.Table]:
         groups = {
-            "Exact: updates until 99 % of what there is to gain": "exact/",
-            "Learnt, equal steps": "",
+            "Exact: updates until 99 % of what there is to gain": ["exact"],
+            "Learnt, equal steps": list(ENVS),
+            "Populations: processor time, in microseconds per step of an environment": [
+                "population"
+            ],
         }
         tables = []
-        for title, prefix in groups.items():
-            rows = {k: v for k, v in cells.items() if k.startswith("exact/") == bool(prefix)}
+        for title, kinds in groups.items():
+            rows = {k: v for k, v in cells.items() if k.split("/")[0] in kinds}
             if rows:
                 tables.append(super().tables(rows)[0]._replace(title=title))
         return tables
@@ -187,6 +216,31 @@ def learnt(name: str, env: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def population(env: str, settings: dict[str, Any]) -> dict[str, list[float]]:
+    """Processor time per environment step of populations that take turns, a value per round."""
+    import jaxrl
+    from experiments.command.assemble import Request, assemble
+
+    steps, members = settings["steps"], settings["members"]
+    measures: dict[str, list[float]] = {}
+    for turn in range(1 + settings["rounds"]):
+        for name in TURNS:
+            request = Request(name, env, settings["hyperparameters"], steps=steps)
+            agent = assemble(request).agent
+            programs: list[str] = []
+            begin = time.process_time()
+            jaxrl.sweep(agent, seeds=members, announce=programs.append)
+            microseconds = 1e6 * (time.process_time() - begin) / (steps * members)
+            if turn:
+                measures.setdefault(f"{name}_microseconds", []).append(microseconds)
+            else:
+                announced = sum(line.startswith("program") for line in programs)
+                measures[f"{name}_programs"] = [float(announced)]
+    trpo, ppo = (np.asarray(measures[f"{name}_microseconds"]) for name in TURNS)
+    measures["trpo_over_ppo"] = (trpo / ppo).tolist()
+    return {k: [float(f"{x:.4g}") for x in values] for k, values in measures.items()}
+
+
 def first(returns: np.ndarray, threshold: float, steps: int) -> float:
     """Steps until binned returns (BINS,) reach the threshold; all of them if they never do."""
     reached = np.flatnonzero(returns >= threshold)
@@ -194,9 +248,9 @@ def first(returns: np.ndarray, threshold: float, steps: int) -> float:
 
 
 def draw(cells: Mapping[str, Any]) -> Figure:
+    """A panel per environment, a line per agent; those that there are."""
     from matplotlib.figure import Figure
 
-    """A panel per environment, a line per agent; those that there are."""
     figure = Figure(figsize=(10, 3.8), dpi=130, layout="constrained")
     for axes, env in zip(figure.subplots(1, len(ENVS)), ENVS, strict=True):
         of_env = {a: cells[f"{env}/{a}"] for a in AGENTS if f"{env}/{a}" in cells}

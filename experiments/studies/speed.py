@@ -109,6 +109,26 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {
         },
         0.6,
     ),
+    "sac_pendulum_bfloat16": (
+        {
+            "agent": "sac",
+            "env": "Pendulum-v1",
+            "steps": 256,
+            "values": REPLAY | {"precision": "bfloat16"},
+            "sides": ["train", "float32", "rejax"],
+        },
+        1.8,
+    ),
+    "cql_pendulum_bfloat16": (
+        {
+            "agent": "cql",
+            "env": "Pendulum-v1",
+            "steps": 16,
+            "values": REPLAY | {"hidden_sizes": [256, 256, 256], "precision": "bfloat16"},
+            "sides": ["train", "float32"],
+        },
+        1.8,
+    ),
     "dqn_cartpole": (
         {"agent": "dqn", "env": "CartPole-v1", "steps": 4_000, "values": SMALL | REPLAY},
         2.0,
@@ -145,7 +165,7 @@ class Speed(study.Study):
         "How much faster than rejax does the same work run here, on the same machine, and what "
         "share of it is matrix products?"
     )
-    budget = "11 rows, five rounds each: about 25 minutes on two idle cores (`make bench`)"
+    budget = "13 rows, five rounds each: about 25 minutes on two idle cores (`make bench`)"
 
     def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
         full = {name: DEFAULTS | settings for name, (settings, _) in ROWS.items()}
@@ -222,8 +242,8 @@ class Speed(study.Study):
 
 def of_peer(name: str) -> str:
     """What a row is held against, in words."""
-    floor = (DEFAULTS | ROWS[name][0])["sides"][-1] == "floor"
-    return f"the steps per second of {'its matrix products alone' if floor else 'rejax'}"
+    peers = {"floor": "its matrix products alone", "float32": "the same in float32"}
+    return f"the steps per second of {peers.get((DEFAULTS | ROWS[name][0])['sides'][-1], 'rejax')}"
 
 
 STUDY = Speed()
@@ -244,7 +264,7 @@ def draw(cells: Mapping[str, Any]) -> Figure:
     """Each row's ratio to its last side: the median, and a line from the least to the largest."""
     from matplotlib.figure import Figure
 
-    names = [name for name in cells if cells[name]["settings"]["sides"][-1] != "floor"][::-1]
+    names = [name for name in cells if "rejax" in cells[name]["settings"]["sides"][-1]][::-1]
     figure = Figure(figsize=(6.4, 0.7 + 0.4 * len(names)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for place, cell in enumerate(cells[name] for name in names):

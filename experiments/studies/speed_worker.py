@@ -64,6 +64,11 @@ def train(job: dict[str, Any]) -> tuple[Run, float]:
     return lambda: jaxrl.train(agent), first.compile_seconds
 
 
+def float32(job: dict[str, Any]) -> tuple[Run, float]:
+    """`train`, whatever the row's precision, in float32."""
+    return train(job | {"values": job["values"] | {"precision": "float32"}})
+
+
 def fused(job: dict[str, Any]) -> tuple[Run, float]:
     """`jaxrl.fused`: the same run as one program."""
     import jax
@@ -123,6 +128,7 @@ def rejax_sweep(job: dict[str, Any]) -> tuple[Run, float]:
 
 SIDES: dict[str, Callable[[dict[str, Any]], tuple[Run, float]]] = {
     "train": train,
+    "float32": float32,
     "fused": fused,
     "floor": floor,
     "sweep": sweep,

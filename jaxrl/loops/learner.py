@@ -14,7 +14,7 @@ from jaxrl.loops.sources import Collected, CollectedState, Explore, Mixed, Recor
 from jaxrl.parts.normalize import RunningMoments
 from jaxrl.parts.optimize import mean_over_steps
 from jaxrl.parts.replay import Batch, Dataset
-from jaxrl.parts.rollout import Actors
+from jaxrl.parts.rollout import Actors, Transition
 
 MOST_STEPS = 2**31 - 1  # that a gradient step's number, of 32 bits, can count
 COLLECTING = ("num_envs", "num_steps", "buffer_size", "lean_buffer", "learning_starts")
@@ -48,6 +48,7 @@ class Learner(Agent):
 
     offline_only: ClassVar[bool] = False  # a subclass that learns from recorded data alone
     takes_rewards: ClassVar[bool] = True  # False where they are not learnt from, or not changed
+    takes_windows: ClassVar[bool] = False  # whether its targets are `n_step_target`
 
     data: Dataset | None = shared()
     data_share: float = static(
@@ -55,6 +56,10 @@ class Learner(Agent):
     )
     num_updates: int = static(8, "[1, inf)", "gradient steps per iteration")
     batch_size: int = static(256, "[1, inf)", "steps that each gradient step samples")
+    n_step: int = static(1, "[1, inf)", "rewards that a target sums before it takes a value")
+    precision: str = static(
+        "float32", ("float32", "bfloat16"), "operands of the networks' products; sums are float32"
+    )
     normalize_observations: bool = static(
         False,
         None,
@@ -88,6 +93,10 @@ class Learner(Agent):
         """Actions to collect with, for observations (N, ...); continuous ones within [-1, 1]."""
         raise NotImplementedError
 
+    def observe(self, learner: Any, steps: Transition) -> Any:
+        """The learner with what it counts of new steps (T, N, ...), before it learns from any."""
+        return learner
+
     # Hyper-parameters -------------------------------------------------------------------------
 
     @classmethod
@@ -95,12 +104,16 @@ class Learner(Agent):
         without = (*COLLECTING, "data_share") if cls.offline_only else ()
         if not cls.takes_rewards:
             without = (*without, *REWARDS)
+        if not cls.takes_windows:
+            without = (*without, "n_step")
         return [h for h in super().hyperparameters() if h.name not in without]
 
     def unused(self) -> dict[str, str]:
+        why = {} if self.takes_windows else {"n_step": f"on {self.name}"}
         if self.data is None:
-            return dict.fromkeys(("data_share", "span_returns"), "without recorded data")
-        why = {} if self.takes_rewards else dict.fromkeys(REWARDS, f"on {self.name}")
+            return why | dict.fromkeys(("data_share", "span_returns"), "without recorded data")
+        if not self.takes_rewards:
+            why |= dict.fromkeys(REWARDS, f"on {self.name}")
         if self.collects:
             return why
         names = (*COLLECTING, "data_share") if self.offline_only else COLLECTING
@@ -142,6 +155,11 @@ class Learner(Agent):
                 f"{self.name}: buffer_size={self.buffer_size} does not hold two iterations of "
                 f"{self.steps_per_iteration} environment steps"
             )
+        if self.num_rows < self.n_step:
+            raise ValueError(
+                f"{self.name}: buffer_size={self.buffer_size} does not hold n_step={self.n_step} "
+                f"steps of each of {self.num_envs} environments"
+            )
         if self.learning_starts > self.total_steps:
             raise ValueError(
                 f"{self.name}: learning_starts={self.learning_starts} is more than "
@@ -179,8 +197,9 @@ class Learner(Agent):
         if self.data is None:
             return self.collected()
         if self.collects:
-            return Mixed(Recorded(self.data), self.collected(), self.data_share)
-        return Recorded(self.data)
+            recorded = Recorded(self.data, n_step=self.n_step)
+            return Mixed(recorded, self.collected(), self.data_share)
+        return Recorded(self.data, n_step=self.n_step)
 
     def collected(self) -> Collected:
         return Collected(
@@ -192,6 +211,7 @@ class Learner(Agent):
             self.num_rows,
             self.lean_buffer,
             self.learning_starts,
+            n_step=self.n_step,
         )
 
     def init(self, key: jax.Array) -> LearnerState:
@@ -206,10 +226,12 @@ class Learner(Agent):
 
     def step(self, state: LearnerState, t: jax.Array) -> tuple[LearnerState, dict[str, jax.Array]]:
         source, explore = self.source(), self.explorer(state, t)
-        source_state, seen, collected = source.advance(state.source, state.key, t, explore)
-        moments = state.obs_moments
-        if self.normalize_observations and seen is not None:
-            moments = moments.update(masks.split(self.encode(seen))[0])
+        source_state, steps, collected = source.advance(state.source, state.key, t, explore)
+        moments, learner = state.obs_moments, state.learner
+        if steps is not None:
+            learner = self.observe(learner, steps)
+            if self.normalize_observations:
+                moments = moments.update(masks.split(self.encode(steps.obs))[0])
         key = derive(state.key, Tag.LEARN, t)
 
         def gradient_step(learner, i):
@@ -226,7 +248,7 @@ class Learner(Agent):
             learner, metrics = lax.scan(gradient_step, learner, jnp.arange(self.num_updates))
             return learner, jax.tree.map(mean_over_steps, metrics)
 
-        learner, metrics = source.once_ready(t, learn, state.learner)
+        learner, metrics = source.once_ready(t, learn, learner)
         return LearnerState(state.key, learner, source_state, moments), metrics | collected
 
     def explorer(self, state: LearnerState, t: jax.Array) -> Explore:

@@ -40,6 +40,9 @@ class QLambda(Agent):
     takes_masks = True
 
     num_envs: int = static(128, "[1, inf)", "environments stepped in parallel")
+    precision: str = static(
+        "float32", ("float32", "bfloat16"), "operands of the networks' products; sums are float32"
+    )
     gamma: float = traced(0.99, "[0, 1]", "discount")
     q_lambda: float = traced(0.65, "[0, 1]", "lambda of the returns that Q is fitted to")
     epsilon_start: float = traced(1.0, "[0, 1]", "share of random actions at the start")

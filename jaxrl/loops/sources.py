@@ -14,7 +14,7 @@ from jaxrl.agent import Tag, derive
 from jaxrl.parts import replay
 from jaxrl.parts.optimize import learn_if
 from jaxrl.parts.replay import Batch, Dataset, Replay
-from jaxrl.parts.rollout import Actors, reset, rollout
+from jaxrl.parts.rollout import Actors, Transition, reset, rollout
 from jaxrl.parts.trees import first_of
 
 Explore = Callable[[jax.Array, jax.Array], jax.Array]  # observations (N, ...), key -> actions
@@ -38,8 +38,8 @@ class Source(Protocol):
 
     def advance(
         self, state: Any, key: jax.Array, t: jax.Array, explore: Explore
-    ) -> tuple[Any, jax.Array | None, dict[str, jax.Array]]:
-        """Take iteration `t`'s steps: the new state, what was observed, and metrics."""
+    ) -> tuple[Any, Transition | None, dict[str, jax.Array]]:
+        """Take iteration `t`'s steps: the new state, the steps (T, N, ...), and metrics."""
         ...
 
     def once_ready(
@@ -49,7 +49,7 @@ class Source(Protocol):
         ...
 
     def draw(self, state: Any, key: jax.Array, t: jax.Array, size: int) -> Batch:
-        """`size` steps for one gradient step of iteration `t`."""
+        """`size` steps, or windows of steps, for one gradient step of iteration `t`."""
         ...
 
 
@@ -58,10 +58,12 @@ class Recorded(NamedTuple):
 
     Attributes:
         best: draw only from this share of the steps, those of the episodes with the highest return.
+        n_step: draw windows of this many steps.
     """
 
     data: Dataset
     best: float | jax.Array = 1.0
+    n_step: int = 1
 
     @property
     def known(self) -> jax.Array | None:
@@ -72,7 +74,7 @@ class Recorded(NamedTuple):
 
     def advance(
         self, state: Any, key: jax.Array, t: jax.Array, explore: Explore
-    ) -> tuple[Any, jax.Array | None, dict[str, jax.Array]]:
+    ) -> tuple[Any, Transition | None, dict[str, jax.Array]]:
         return state, None, {}
 
     def once_ready(
@@ -81,7 +83,7 @@ class Recorded(NamedTuple):
         return learn(learner)
 
     def draw(self, state: Any, key: jax.Array, t: jax.Array, size: int) -> Batch:
-        return replay.draw(key, self.data, size, self.best)
+        return replay.draw(key, self.data, size, self.best, self.n_step)
 
 
 class CollectedState(NamedTuple):
@@ -98,6 +100,8 @@ class Collected(NamedTuple):
         lean: store observations once; steps cut by time are then lost.
         learning_starts: environment steps, uniformly random, that are taken before learning.
         newest, newest_share: this share of each batch is drawn from this many newest rows.
+        n_step: draw windows of this many steps, shorter where an episode ends in them, or what has
+            been collected.
     """
 
     env: Any
@@ -110,6 +114,7 @@ class Collected(NamedTuple):
     learning_starts: int
     newest: int = 0
     newest_share: float = 0.0
+    n_step: int = 1
 
     @property
     def steps_per_iteration(self) -> int:
@@ -131,7 +136,7 @@ class Collected(NamedTuple):
     def emptied(self, actors: Actors) -> CollectedState:
         """These environments, and a replay that holds nothing."""
         action = jax.eval_shape(self.random_action, jax.random.key(0), actors.obs)
-        memory = replay.create(actors.obs, action, self.num_rows, self.lean)
+        memory = replay.create(actors.obs, action, self.num_rows, self.lean, self.n_step > 1)
         return CollectedState(actors, memory)
 
     def refilled(
@@ -150,7 +155,7 @@ class Collected(NamedTuple):
 
     def advance(
         self, state: CollectedState, key: jax.Array, t: jax.Array, explore: Explore
-    ) -> tuple[CollectedState, jax.Array | None, dict[str, jax.Array]]:
+    ) -> tuple[CollectedState, Transition | None, dict[str, jax.Array]]:
         assert state.replay is not None
         space = self.env.action_space(self.env_params)
         # All that this condition and the replay's indices follow from is t, so they are never
@@ -168,7 +173,7 @@ class Collected(NamedTuple):
             rollout_key, self.env, self.env_params, state.actors, act, self.num_steps
         )
         memory = replay.add(state.replay, t * self.num_steps, steps)
-        return CollectedState(actors, memory), steps.obs, episodes.metrics()
+        return CollectedState(actors, memory), steps, episodes.metrics()
 
     def once_ready(
         self, t: jax.Array, learn: Learn, learner: Any
@@ -183,11 +188,11 @@ class Collected(NamedTuple):
         written = (t + 1) * self.num_steps
         newest = round(self.newest_share * size)
         if newest == 0:
-            return replay.sample(key, state.replay, written, size)
+            return replay.sample(key, state.replay, written, size, n_step=self.n_step)
         keys = jax.random.split(key)
         return concatenate(
-            replay.sample(keys[0], state.replay, written, size - newest),
-            replay.sample(keys[1], state.replay, written, newest, newest=self.newest),
+            replay.sample(keys[0], state.replay, written, size - newest, None, self.n_step),
+            replay.sample(keys[1], state.replay, written, newest, self.newest, self.n_step),
         )
 
 
@@ -207,7 +212,7 @@ class Mixed(NamedTuple):
 
     def advance(
         self, state: CollectedState, key: jax.Array, t: jax.Array, explore: Explore
-    ) -> tuple[CollectedState, jax.Array | None, dict[str, jax.Array]]:
+    ) -> tuple[CollectedState, Transition | None, dict[str, jax.Array]]:
         return self.collected.advance(state, key, t, explore)
 
     def once_ready(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import betaln, digamma
 
 from jaxrl import masks
 
@@ -167,6 +168,83 @@ class Normal(NamedTuple):
         return 0.5 * jnp.sum(jnp.expm1(2 * log_ratio) - 2 * log_ratio + distance**2, axis=-1)
 
 
+class Beta(NamedTuple):
+    """Independent beta distributions on [-1, 1]; `alpha`, `beta` and actions are (..., D).
+
+    (Chou, Maturana & Scherer 2017, "Improving stochastic policy gradients in continuous control
+    with deep reinforcement learning using the beta distribution"): an action never has to be
+    clipped to its box, so none of its probability is lost there. With alpha and beta above 1 there
+    is one mode, inside.
+
+    >>> dist = Beta(alpha=jnp.array([3.0]), beta=jnp.array([2.0]))
+    >>> dist.mode().tolist(), float(dist.log_prob(jnp.array([0.0]))), float(dist.entropy())
+    ([0.333], -0.288, 0.458)
+    """
+
+    alpha: jax.Array
+    beta: jax.Array
+
+    @classmethod
+    def of_outputs(cls, outputs: jax.Array) -> Beta:
+        """That of a network's outputs (..., 2 D): 1 + softplus of each (section 4)."""
+        return cls(*jnp.split(1 + jax.nn.softplus(outputs), 2, axis=-1))
+
+    @staticmethod
+    def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """What `sample_by` takes: a key for each batch, for parameters of shape (..., N, D).
+
+        Samples are drawn by rejection, so that no number drawn before makes them.
+        """
+        return jax.random.split(key, shape[:-2])
+
+    def sample_by(self, noise: jax.Array) -> jax.Array:
+        """The sample that one key of `noise` makes of these parameters."""
+        return self.sample(noise)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        share = jax.random.beta(key, self.alpha, self.beta, dtype=self.alpha.dtype)
+        return 2 * self._inside(share) - 1
+
+    def mode(self) -> jax.Array:
+        tiny = jnp.finfo(self.alpha.dtype).tiny  # uniform: the middle
+        left, right = self.alpha - 1 + tiny, self.beta - 1 + tiny
+        return 2 * left / (left + right) - 1
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        share = self._inside((action + 1) / 2)
+        powers = (self.alpha - 1) * jnp.log(share) + (self.beta - 1) * jnp.log1p(-share)
+        return jnp.sum(powers - self._log_norm() - math.log(2), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        a, b = self.alpha, self.beta
+        per_dim = self._log_norm() + (a + b - 2) * digamma(a + b)
+        per_dim -= (a - 1) * digamma(a) + (b - 1) * digamma(b)
+        return jnp.sum(per_dim + math.log(2), axis=-1)
+
+    def kl(self, other: Beta) -> jax.Array:
+        """KL(self || other) (...).
+
+        >>> float(Beta(jnp.ones(1), jnp.ones(1)).kl(Beta(jnp.full(1, 2.0), jnp.ones(1))))
+        0.307
+        """
+        left, right = self.alpha - other.alpha, self.beta - other.beta
+        per_dim = (
+            other._log_norm() - self._log_norm() - (left + right) * digamma(self.alpha + self.beta)
+        )
+        per_dim += left * digamma(self.alpha) + right * digamma(self.beta)
+        return jnp.sum(per_dim, axis=-1)
+
+    def _log_norm(self) -> jax.Array:
+        """log B(alpha, beta)."""
+        return betaln(self.alpha, self.beta)
+
+    @staticmethod
+    def _inside(share: jax.Array) -> jax.Array:
+        """Shares of the box, off its edges, where a rounded one has density 0 or infinity."""
+        edge = jnp.finfo(share.dtype).eps
+        return jnp.clip(share, edge, 1 - edge)
+
+
 class TanhNormal(NamedTuple):
     """tanh of a diagonal normal: actions (..., D) in (-1, 1) (Haarnoja et al. 2018, app. C).
 
@@ -266,6 +344,25 @@ class TanhMixture(NamedTuple):
     def log_prob(self, action: jax.Array) -> jax.Array:
         edge = 1 - jnp.finfo(action.dtype).eps
         return self.pre_tanh_log_prob(jnp.arctanh(jnp.clip(action, -edge, edge)))
+
+    def joint_kl(self, other: TanhMixture) -> tuple[jax.Array, jax.Array]:
+        """KL(self || other) of component and action in two parts (...), as trust regions hold them.
+
+        First that by weights and means, with the deviations of `self`; then that by deviations,
+        with its weights and means. Where but one of these has changed it is exact; for actions
+        alone, whose component is not seen, it is no less than KL (the data-processing inequality).
+
+        >>> start = TanhMixture(jnp.zeros(1), jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+        >>> [float(x) for x in start.joint_kl(start._replace(mean=jnp.ones((1, 1))))]
+        [0.5, 0.0]
+        """
+        log_weights = jax.nn.log_softmax(self.logits)
+        weights = jnp.exp(log_weights)
+        normals = Normal(self.mean, self.log_std)
+        by_weights = log_weights - jax.nn.log_softmax(other.logits)
+        by_means = normals.kl(Normal(other.mean, self.log_std))
+        by_stds = normals.kl(Normal(self.mean, other.log_std))
+        return (weights * (by_weights + by_means)).sum(axis=-1), (weights * by_stds).sum(axis=-1)
 
 
 def take_component(x: jax.Array, k: jax.Array) -> jax.Array:

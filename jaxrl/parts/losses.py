@@ -34,6 +34,34 @@ def td_target(
     return reward + jnp.where(terminated, 0, gamma * next_value)
 
 
+def n_step_target(
+    reward: jax.Array,
+    num_steps: jax.Array | None,
+    terminated: jax.Array,
+    next_value: jax.Array,
+    gamma: float | jax.Array,
+) -> jax.Array:
+    """sum_{i<k} gamma^i r_i + gamma^k V(s_k), shape (B,) (Sutton & Barto 2018, eq. 7.1).
+
+    Nothing corrects for the policy that took the steps after the first.
+
+    Args:
+        reward: rewards (B, n) of windows of steps; (B,) of single ones.
+        num_steps: how many of them count, k (B,); None of single ones, then `td_target`.
+        terminated: whether the last of them did (B,).
+        next_value: V of the state that the last of them led to (B,).
+
+    >>> reward, no = jnp.array([[1.0, 2.0, 4.0]] * 2), jnp.array([False, False])
+    >>> n_step_target(reward, jnp.array([3, 2]), no, jnp.array([8.0, 8.0]), gamma=0.5).tolist()
+    [4.0, 4.0]
+    """
+    if num_steps is None:
+        return td_target(reward, terminated, next_value, gamma)
+    i, k = jnp.arange(reward.shape[1], dtype=reward.dtype), num_steps.astype(reward.dtype)
+    total = jnp.where(i < k[:, None], gamma**i * reward, 0).sum(axis=1)
+    return td_target(total, terminated, next_value, gamma**k)
+
+
 def q_targets(
     reward: jax.Array,
     terminated: jax.Array,
@@ -102,6 +130,57 @@ def softmax_cloning_loss(log_prob: jax.Array, log_weight: jax.Array) -> tuple[ja
     return -(weight * log_prob).mean(), weight.max()
 
 
+def faithful_loss(mean: jax.Array, log_std: jax.Array, target: jax.Array) -> jax.Array:
+    """Of a normal (..., D), summed over D: half the squared error, and the deviation's likelihood.
+
+        1/2 (y - mu)^2 + 1/2 (y - stop(mu))^2 / sigma^2 + log sigma
+
+    (Stirn et al. 2023, "Faithful Heteroscedastic Regression"): the mean learns as if the deviation
+    were 1 everywhere, so that it is not given up where the deviation is large; the deviation is
+    fitted to the mean's errors.
+
+    >>> zeros = jnp.zeros(1)
+    >>> float(faithful_loss(zeros, zeros, jnp.array([2.0])))
+    4.0
+    """
+    error = target - mean
+    scaled = lax.stop_gradient(error) * jnp.exp(-log_std)
+    return (0.5 * error**2 + 0.5 * scaled**2 + log_std).sum(axis=-1)
+
+
+def huber(error: jax.Array, threshold: float | jax.Array) -> jax.Array:
+    """Half the square of errors up to a threshold, beyond it linear (Huber 1964), in their shape.
+
+        c (|e| - c / 2) with c = min(|e|, threshold)
+
+    >>> huber(jnp.array([0.5, -3.0]), threshold=1.0).tolist()
+    [0.125, 2.5]
+    """
+    size = jnp.abs(error)
+    cut = jnp.minimum(size, threshold)
+    return 0.5 * (cut * (2 * size - cut))
+
+
+def clipped_value_loss(
+    value: jax.Array,
+    old: jax.Array,
+    target: jax.Array,
+    limit: float | jax.Array,
+    threshold: float | jax.Array = jnp.inf,
+) -> jax.Array:
+    """E max(h(V - R), h(V_old + clip(V - V_old, +-limit) - R)), of values (...), a scalar.
+
+    With h = `huber`, which is half the square where the threshold is infinite: the value loss of
+    PPO's released code (Schulman et al. 2017; with Huber's, Yu et al. 2022, arXiv:2103.01955).
+
+    >>> value, old, target = jnp.array([3.0]), jnp.array([1.0]), jnp.array([4.0])
+    >>> [float(clipped_value_loss(value, old, target, limit)) for limit in (0.5, jnp.inf)]
+    [3.125, 0.5]
+    """
+    clipped = old + jnp.clip(value - old, -limit, limit)
+    return jnp.maximum(huber(value - target, threshold), huber(clipped - target, threshold)).mean()
+
+
 def beyond_clip(
     ratio: jax.Array, advantage: jax.Array, low: float | jax.Array, high: float | jax.Array
 ) -> jax.Array:
@@ -141,6 +220,23 @@ def kept_by_noise(
     factor = 1 + noise * jax.random.uniform(key, ratio.shape, ratio.dtype, -1, 1)
     still = beyond_clip(ratio * factor, advantage, low, high)
     return beyond_clip(ratio, advantage, low, high) & ~still
+
+
+def kept_beyond_clip(
+    key: jax.Array | None,
+    ratio: jax.Array,
+    advantage: jax.Array,
+    low: float | jax.Array,
+    high: float | jax.Array,
+    noise: float | jax.Array,
+) -> jax.Array:
+    """The share of a step's gradient that stays although the hard rule would cut it.
+
+    `kept_by_noise` with a key, else its expectation, `keep_probability`.
+    """
+    if key is None:
+        return keep_probability(ratio, advantage, low, high, noise)
+    return kept_by_noise(key, ratio, advantage, low, high, noise)
 
 
 def keep_probability(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,14 +11,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import orthogonal
 
-from jaxrl.parts.networks import ACTIVATIONS, patches_3x3
+from jaxrl.parts.networks import ACTIVATIONS, dense_product, features, patches_3x3
 from jaxrl.parts.rollout import where_done
 
 CORES = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 
 
 class RecurrentNetwork(nn.Module):
-    """[3x3 convolution] -> hidden layers -> recurrent core -> heads of the actor and the critic.
+    """[3x3 convolution, or a body] -> hidden layers -> recurrent core -> heads of actor and critic.
 
     Attributes:
         outputs: size of the actor's head.
@@ -26,6 +28,8 @@ class RecurrentNetwork(nn.Module):
         hidden_sizes: widths of the hidden layers before the core.
         activation: a key of `ACTIVATIONS`, of the hidden layers.
         conv_features: channels of a 3x3 valid convolution on (H, W, C); 0 for none.
+        body: a flax module or a function, of observations (B, *observation) to features (B, ...).
+        precision: "float32", or "bfloat16" for the operands of dense layers' products.
 
     >>> network = RecurrentNetwork(outputs=2, obs_ndim=1, core_size=8)
     >>> obs, starts = jnp.zeros((5, 3, 4)), jnp.zeros((5, 3), bool)
@@ -42,6 +46,8 @@ class RecurrentNetwork(nn.Module):
     hidden_sizes: tuple[int, ...] = (64,)
     activation: str = "tanh"
     conv_features: int = 0
+    body: Callable[[jax.Array], jax.Array] | None = None
+    precision: str = "float32"
 
     def initial(self, *batch: int) -> Any:
         """The memory at the start of an episode: zeros (*batch, core_size), two of an LSTM."""
@@ -65,14 +71,18 @@ class RecurrentNetwork(nn.Module):
         """
         activation = ACTIVATIONS[self.activation]
 
+        def dense(width: int, scale: float, **name: str) -> nn.Dense:
+            kernel_init = orthogonal(scale)
+            dot = partial(dense_product, operands=self.precision)
+            return nn.Dense(width, kernel_init=kernel_init, dot_general=dot, **name)
+
         def layer(width: int, x: jax.Array) -> jax.Array:
-            return activation(nn.Dense(width, kernel_init=orthogonal(2**0.5))(x))
+            return activation(dense(width, 2**0.5)(x))
 
         x = jnp.asarray(obs, jnp.float32)
-        batch = x.shape[: x.ndim - self.obs_ndim]
         if self.conv_features:
             x = layer(self.conv_features, patches_3x3(x))
-        x = x.reshape(*batch, -1)
+        x = features(self.body, x, self.obs_ndim)
         for width in self.hidden_sizes:
             x = layer(width, x)
 
@@ -83,8 +93,8 @@ class RecurrentNetwork(nn.Module):
         scan = nn.scan(advance, variable_broadcast="params", split_rngs={"params": False})
         memory, x = scan(CORES[self.core](self.core_size, name="core"), memory, (x, starts))
         # The actor's last layer is small, so that it is near uniform at first.
-        output = nn.Dense(self.outputs, kernel_init=orthogonal(0.01), name="actor")(x)
+        output = dense(self.outputs, 0.01, name="actor")(x)
         if not values:
             return memory, output, None
-        value = nn.Dense(1, kernel_init=orthogonal(1.0), name="critic")(x)
+        value = dense(1, 1.0, name="critic")(x)
         return memory, output, value[..., 0]

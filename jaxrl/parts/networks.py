@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,6 +39,9 @@ class Network(nn.Module):
         output_norm: an affine LayerNorm of the head's outputs (Park 2026's released code).
         dropout: share of each hidden layer's outputs that are set to 0, and the others scaled up
             for it, while `training`, by the key `rngs={"dropout": key}` (Srivastava et al. 2014).
+            With `layer_norm`, of what goes into LayerNorm instead (Hiraoka et al. 2022, figure 1).
+        precision: "float32", or "bfloat16" for the operands of its products; see `dense_product`.
+        forward_mode: it can be differentiated by `jax.jvp`; weights' gradients are slower on CPUs.
 
     >>> network = Network(outputs=2, obs_ndim=1, hidden_sizes=(8,))
     >>> init = network.init_with_output  # (the output, the parameters)
@@ -56,6 +60,8 @@ class Network(nn.Module):
     output_scale: float = 1.0
     output_norm: bool = False
     dropout: float = 0.0
+    precision: str = "float32"
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(
@@ -64,32 +70,50 @@ class Network(nn.Module):
         """The head's outputs; an action (..., D) enters the hidden layers beside the features."""
         activation = ACTIVATIONS[self.activation]
 
-        def dense(width: int, x: jax.Array) -> jax.Array:
-            return nn.Dense(width, kernel_init=orthogonal(2**0.5))(x)
+        def dense(width: int, x: jax.Array, scale: float = 2**0.5) -> jax.Array:
+            dot = partial(dense_product, operands=self.precision, forward_mode=self.forward_mode)
+            return nn.Dense(width, kernel_init=orthogonal(scale), dot_general=dot)(x)
 
         def layer(width: int, x: jax.Array) -> jax.Array:
+            dropout = nn.Dropout(self.dropout, deterministic=not training)
             x = dense(width, x)
-            x = activation(nn.LayerNorm()(x) if self.layer_norm else x)
-            return nn.Dropout(self.dropout, deterministic=not training)(x)
+            if self.layer_norm:
+                return activation(nn.LayerNorm()(dropout(x)))
+            return dropout(activation(x))
 
         x = jnp.asarray(obs, jnp.float32)
-        batch = x.shape[: x.ndim - self.obs_ndim]
         if self.conv_features:
             x = layer(self.conv_features, patches_3x3(x))
-        if self.body is not None:
-            # However many axes a batch has, a body sees one.
-            x = self.body(x.reshape(-1, *x.shape[len(batch) :]))
-        x = x.reshape(*batch, -1)
+        x = features(self.body, x, self.obs_ndim)
         if action is not None:
-            x = jnp.concatenate([x, action], axis=-1)
+            x = jnp.concatenate([x, jnp.asarray(action, jnp.float32)], axis=-1)
         for width in self.hidden_sizes:
             x = layer(width, x)
         skip = x
         for _ in range(self.residual_blocks):
             inner = nn.relu(nn.LayerNorm()(dense(x.shape[-1], x)))
             x = nn.relu(x + nn.LayerNorm()(dense(x.shape[-1], inner))) + skip
-        x = nn.Dense(self.outputs, kernel_init=orthogonal(self.output_scale))(x)
+        x = dense(self.outputs, x, self.output_scale)
         return nn.LayerNorm()(x) if self.output_norm else x
+
+
+def features(
+    body: Callable[[jax.Array], jax.Array] | None, obs: jax.Array, obs_ndim: int
+) -> jax.Array:
+    """What a body makes of observations (..., *observation), in a row (..., F).
+
+    Without a body that is the observations themselves. However many axes a batch has, a body sees
+    one.
+
+    >>> features(None, jnp.zeros((5, 3, 4, 4, 2)), obs_ndim=3).shape
+    (5, 3, 32)
+    >>> features(lambda obs: obs.mean(axis=(1, 2)), jnp.zeros((5, 3, 4, 4, 2)), obs_ndim=3).shape
+    (5, 3, 2)
+    """
+    batch = obs.shape[: obs.ndim - obs_ndim]
+    if body is not None:
+        obs = body(obs.reshape(-1, *obs.shape[len(batch) :]))
+    return obs.reshape(*batch, -1)
 
 
 def body_of(network: Any) -> Callable[[jax.Array], jax.Array] | None:
@@ -155,6 +179,96 @@ def require_body(network: Any, shape: tuple[int, ...], agent: str) -> None:
     if set(variables) - {"params"}:
         others = ", ".join(sorted(set(variables) - {"params"}))
         raise ValueError(f"{who} holds {others} beside its parameters, which nothing would update")
+
+
+def dense_product(
+    x: jax.Array,
+    w: jax.Array,
+    dimensions: Any,
+    *,
+    operands: str = "float32",
+    forward_mode: bool = False,
+    **options: Any,
+) -> jax.Array:
+    """A dense layer's x @ w, as `nn.Dense(dot_general=...)` asks for it.
+
+    Args:
+        operands: "bfloat16": x and w, and to go back also gradients, are rounded to it; products
+            are added up in float32, and everything between two products is float32.
+        forward_mode: it can be differentiated by `jax.jvp`. Else the gradient of w is
+            `weight_gradient`'s on a CPU, where it is float32 in any case.
+    """
+    if forward_mode:
+        return rounded_product(x, w, operands)
+    if operands == "float32" and jax.default_backend() != "cpu":
+        return lax.dot_general(x, w, dimensions, **options)
+    return _product(x, w, operands)
+
+
+NARROW = 48  # a CPU multiplies narrower matrices no faster in bfloat16: measured
+
+
+def rounded_product(x: jax.Array, w: jax.Array, operands: str) -> jax.Array:
+    """x (..., K) @ w (K, N) of "float32" or "bfloat16" operands, added up in float32.
+
+    >>> x = jnp.full((1, 1), 1 + 2**-8)
+    >>> float(rounded_product(x, x, "bfloat16")[0, 0])
+    1.0
+    """
+    if operands == "float32":
+        return x @ w
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    if jax.default_backend() == "cpu" and min(w.shape) < NARROW:
+        return x.astype(jnp.float32) @ w.astype(jnp.float32)
+    inner = ((x.ndim - 1,), (0,)), ((), ())
+    return lax.dot_general(x, w, inner, preferred_element_type=jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, w: jax.Array, operands: str) -> jax.Array:
+    return rounded_product(x, w, operands)
+
+
+def _product_forward(
+    x: Any, w: Any, operands: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
+    kept = w.value if x.perturbed else None  # of observations nobody asks for a gradient
+    return rounded_product(x.value, w.value, operands), (x.value, kept)
+
+
+def _product_backward(
+    operands: str, kept: tuple[jax.Array, jax.Array | None], gradient: jax.Array
+) -> tuple[jax.Array | None, jax.Array]:
+    x, w = kept
+    of_x = None if w is None else rounded_product(gradient, w.T, operands)
+    x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    if jax.default_backend() == "cpu":
+        return of_x, weight_gradient(x, gradient)
+    return of_x, rounded_product(x.T, gradient, operands)
+
+
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
+
+FEW_ROWS, FEW_OUTPUTS = 4096, 8  # beyond both a transposed copy costs what it gains: measured
+
+
+def weight_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """x^T gradient (inputs, outputs), of x (B, inputs) and gradient (B, outputs), fast on a CPU.
+
+    XLA:CPU multiplies slowly where both matrices have their inner axis first: at a thirtieth of its
+    speed where the result has two columns, at half of it where it is 64 x 64. So x is transposed
+    before, or the gradient and the result, whichever copies less. Barriers keep XLA from undoing
+    that.
+
+    >>> weight_gradient(jnp.eye(3), jnp.ones((3, 2))).shape
+    (3, 2)
+    """
+    barrier = lax.optimization_barrier
+    (rows, inputs), outputs = x.shape, gradient.shape[-1]
+    few = rows <= FEW_ROWS
+    if (rows + inputs) * outputs < rows * inputs and (few or outputs <= FEW_OUTPUTS):
+        return barrier(barrier(gradient.T) @ x).T
+    return (barrier(x.T) if few else x.T) @ gradient
 
 
 class BatchRenorm(nn.Module):

@@ -44,6 +44,15 @@ class RunningMoments(NamedTuple):
         """(x - mean) / std, clipped to +-`clip`."""
         return jnp.clip((x - self.mean) / jnp.sqrt(self.var + 1e-8), -clip, clip)
 
+    def denormalize(self, x: jax.Array) -> jax.Array:
+        """The inverse of `normalize`, but for what that clips.
+
+        >>> moments = RunningMoments.of_shape(()).update(jnp.array([1.0, 5.0]))
+        >>> float(moments.denormalize(moments.normalize(jnp.array(4.0))))
+        4.0
+        """
+        return self.mean + jnp.sqrt(self.var + 1e-8) * x
+
     def standardize(self, x: jax.Array, offset: float = 1e-3) -> jax.Array:
         """(x - mean) / (std + `offset`), unclipped: of what is known from the start, as offline
         codes have it (Fujimoto & Gu 2021, section 5).
@@ -53,6 +62,16 @@ class RunningMoments(NamedTuple):
     def scale(self, x: jax.Array, clip: float = 10.0) -> jax.Array:
         """x / std, clipped to +-`clip`: for rewards, whose sign must stay."""
         return jnp.clip(x / jnp.sqrt(self.var + 1e-8), -clip, clip)
+
+
+def normalized(advantage: jax.Array) -> jax.Array:
+    """Advantages (B,) with mean 0 and standard deviation 1.
+
+    >>> normalized(jnp.array([1.0, 5.0])).tolist()
+    [-1.0, 1.0]
+    """
+    centred = advantage - advantage.mean()
+    return centred / (advantage.std() + 1e-8)
 
 
 class RewardScale(NamedTuple):
@@ -70,6 +89,16 @@ class RewardScale(NamedTuple):
     def of_envs(cls, num_envs: int) -> RewardScale:
         """Nothing seen yet, in any of `num_envs` environments."""
         return cls(RunningMoments.of_shape(()), jnp.zeros((num_envs,), jnp.float32))
+
+    @classmethod
+    def of_recorded(
+        cls, num_envs: int, rewards: jax.Array, dones: jax.Array, gamma: float | jax.Array
+    ) -> RewardScale:
+        """What recorded steps (M,), in their episodes' order, say; no return so far in any of
+        `num_envs` environments.
+        """
+        recorded = cls.of_envs(1).update(rewards[:, None], dones[:, None], gamma)
+        return cls(recorded.moments, jnp.zeros((num_envs,), jnp.float32))
 
     def update(self, rewards: jax.Array, dones: jax.Array, gamma: float | jax.Array) -> RewardScale:
         """Add a rollout's rewards (T, N); a return starts anew after the step that ended it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,27 @@ def clipped_rmsprop(
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), rmsprop)
 
 
+def clipped_adamw(
+    learning_rate: float | jax.Array, max_grad_norm: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Adam on clipped gradients, with decoupled weight decay (Loshchilov & Hutter 2019, alg. 2).
+
+    Each step also takes learning_rate x weight_decay x the parameters off them. Its state is that
+    of `optax.adam`, which it is with an infinite norm and no decay.
+    """
+    adam, clip = optax.adam(learning_rate), optax.clip_by_global_norm(max_grad_norm)
+    if math.isinf(max_grad_norm) and weight_decay == 0:
+        return adam  # to the bit: what stands between a gradient and Adam changes its rounding
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        clipped, _ = clip.update(grads, optax.EmptyState())
+        updates, state = adam.update(clipped, state)
+        decay = learning_rate * weight_decay
+        return jax.tree.map(lambda u, p: u - decay * p, updates, params), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
 def descend(
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[[Any], tuple[jax.Array, Any]],
@@ -45,8 +67,19 @@ def descend(
     (0.5, 1.0, 'aux')
     """
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, opt_state = optimizer.update(grads, opt_state)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, loss, aux
+
+
+def scale_gradient(x: jax.Array, factor: float | jax.Array) -> jax.Array:
+    """x as it is, but what flows back through it is multiplied by `factor` (broadcast to x).
+
+    >>> float(scale_gradient(jnp.array(2.0), 3.0))
+    2.0
+    >>> float(jax.grad(lambda x: scale_gradient(x, 3.0) ** 2)(2.0))
+    12.0
+    """
+    return x + jax.lax.stop_gradient(factor - 1) * (x - jax.lax.stop_gradient(x))
 
 
 # Stands for a metric that a gradient step did not compute. NaN would do, if it did not also stand
@@ -85,6 +118,21 @@ def learn_if(
         return learner, jax.tree.map(lambda x: jnp.full(x.shape, missing, x.dtype), shapes)
 
     return jax.lax.cond(ready, learn, wait, learner)
+
+
+def learn_every(
+    period: int,
+    n: jax.Array,
+    learn: Callable[[Any], tuple[Any, dict[str, jax.Array]]],
+    learner: Any,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """`learn(learner)` at the last of every `period` gradient steps, of which n is the number.
+
+    At the others nothing, and MISSING metrics.
+    """
+    if period == 1:
+        return learn(learner)
+    return learn_if((n + 1) % period == 0, learn, learner, missing=MISSING)
 
 
 def polyak(target: Any, online: Any, tau: float | jax.Array) -> Any:
@@ -177,6 +225,50 @@ def minibatch_epochs(
         base = jax.random.fold_in(key, num_epochs)
         keys.append(jax.random.split(base, (num_epochs, num_minibatches)))
     return jax.lax.scan(epoch, carry, tuple(keys))
+
+
+def descend_epochs(
+    optimizer: optax.GradientTransformation,
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]],
+    params: Any,
+    opt_state: Any,
+    key: jax.Array,
+    batch: Any,
+    num_epochs: int,
+    num_minibatches: int,
+) -> tuple[Any, Any, jax.Array, Any]:
+    """A gradient step down `loss_fn(params, minibatch) -> (loss, aux)` for each shuffled minibatch.
+
+    Returns the new parameters, the optimiser's new state, and the means over the steps of the loss
+    before each, and of `aux`.
+
+    >>> optimizer, params = optax.sgd(0.5), jnp.array(0.0)
+    >>> loss_fn = lambda x, rows: (0.5 * ((x - rows) ** 2).mean(), {"x": x})
+    >>> key, rows, state = jax.random.key(0), jnp.ones(6), optimizer.init(params)
+    >>> learnt = descend_epochs(optimizer, loss_fn, params, state, key, rows, 1, 2)
+    >>> float(learnt[0]), float(learnt[2]), float(learnt[3]["x"])
+    (0.75, 0.3125, 0.25)
+    """
+
+    def update(carry, minibatch):
+        params, opt_state, loss, aux = descend(optimizer, lambda x: loss_fn(x, minibatch), *carry)
+        return (params, opt_state), (loss, aux)
+
+    (params, opt_state), steps = minibatch_epochs(
+        key, update, (params, opt_state), batch, num_epochs, num_minibatches
+    )
+    loss, aux = jax.tree.map(jnp.mean, steps)
+    return params, opt_state, loss, aux
+
+
+def require_minibatches(num_minibatches: int, num_envs: int, num_steps: int, agent: str) -> None:
+    """Raise ValueError (one line) unless a rollout falls into minibatches of one size."""
+    batch = num_envs * num_steps
+    if batch % num_minibatches:
+        raise ValueError(
+            f"{agent}: num_minibatches={num_minibatches} does not divide the batch of {batch} = "
+            f"num_envs {num_envs} x num_steps {num_steps}"
+        )
 
 
 def epoch_keys(key: jax.Array, num_epochs: int) -> jax.Array:

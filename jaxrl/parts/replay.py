@@ -22,8 +22,8 @@ class Replay(NamedTuple):
         obs, action, reward, terminated: of each step.
         next_obs: the observation the step led to, before any reset. None in a lean memory, which
             reads it off the next row.
-        truncated: None except in a lean memory, which has lost the observation at which an episode
-            was cut, and so cannot use that step.
+        truncated: None where nothing asks for it. A lean memory has lost the observation at which
+            an episode was cut, and so cannot use that step; windows of steps end there.
     """
 
     obs: Any
@@ -35,7 +35,12 @@ class Replay(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Sampled steps (B, ...); `valid` (B,) is false where the successor is not known."""
+    """Sampled steps (B, ...); `valid` (B,) is false where the successor is not known.
+
+    Sampled as windows of n steps, a row has the rewards (B, n) of all of them, of which the first
+    `num_steps` (B,) count: the window ends where its episode does, or what is stored. `terminated`
+    and `next_obs` are then those of its last step, `obs` and `action` those of its first.
+    """
 
     obs: Any
     action: jax.Array
@@ -43,6 +48,7 @@ class Batch(NamedTuple):
     terminated: jax.Array
     next_obs: Any
     valid: jax.Array
+    num_steps: jax.Array | None = None  # None: single steps
 
 
 class Dataset(NamedTuple):
@@ -64,8 +70,12 @@ class Dataset(NamedTuple):
     return_range: jax.Array
 
 
-def create(obs: Any, action: Any, num_rows: int, lean: bool) -> Replay:
+def create(obs: Any, action: Any, num_rows: int, lean: bool, windows: bool = False) -> Replay:
     """An empty memory of `num_rows` rows for observations and actions like those given (N, ...).
+
+    Args:
+        lean: store observations once, without successors.
+        windows: whether more than single steps will be sampled.
 
     >>> from jaxrl.parts.trees import nbytes
     >>> memory = create(jnp.zeros((2, 3)), jnp.zeros(2, int), num_rows=4, lean=False)
@@ -86,7 +96,7 @@ def create(obs: Any, action: Any, num_rows: int, lean: bool) -> Replay:
         reward=rows(envs, jnp.float32),
         terminated=rows(envs, bool),
         next_obs=None if lean else rows_of(obs),
-        truncated=rows(envs, bool) if lean else None,
+        truncated=rows(envs, bool) if lean or windows else None,
     )
 
 
@@ -120,12 +130,14 @@ def sample(
     written: jax.Array,
     batch_size: int,
     newest: int | None = None,
+    n_step: int = 1,
 ) -> Batch:
     """Steps drawn uniformly, with replacement, from what is stored.
 
     Args:
         written: rows written so far, ever; at least 1, in a lean memory 2.
         newest: draw only from this many newest rows.
+        n_step: draw windows of this many steps, by their first ones.
     """
     num_rows, num_envs = replay.reward.shape
     lean = replay.next_obs is None
@@ -133,48 +145,78 @@ def sample(
     def take(rows: Any, row: jax.Array) -> Any:
         return jax.tree.map(lambda x: x[row, env], rows)
 
+    def ended(row: jax.Array) -> jax.Array:
+        assert replay.truncated is not None
+        return replay.terminated[row, env] | replay.truncated[row, env]
+
     stored = jnp.minimum(written, num_rows if newest is None else min(newest, num_rows))
     row_key, env_key = jax.random.split(key)
     # The successor of a lean memory's newest row is not stored yet.
     age = jax.random.randint(row_key, (batch_size,), 1 if lean else 0, stored)
     row = (written - 1 - age) % num_rows
     env = jax.random.randint(env_key, (batch_size,), 0, num_envs)
+    reward, last, num_steps = replay.reward[row, env], row, None
+    if n_step > 1:
+        window = [(row + i) % num_rows for i in range(n_step)]
+        reward = jnp.stack([replay.reward[each, env] for each in window], axis=1)
+        known = jnp.maximum(age + 1 - int(lean), 1)  # steps up to the newest with a successor
+        num_steps = window_length(jnp.stack([ended(each) for each in window], axis=1), known)
+        last = (row + num_steps - 1) % num_rows
+    terminated = replay.terminated[last, env]
     if replay.next_obs is None:
         assert replay.truncated is not None
-        next_obs = take(replay.obs, (row + 1) % num_rows)
-        terminated = replay.terminated[row, env]
+        next_obs = take(replay.obs, (last + 1) % num_rows)
         # With a single row stored, its successor is not.
-        valid = (terminated | ~replay.truncated[row, env]) & (age < stored)
+        valid = (terminated | ~replay.truncated[last, env]) & (age < stored)
     else:
-        next_obs, terminated = take(replay.next_obs, row), replay.terminated[row, env]
+        next_obs = take(replay.next_obs, last)
         valid = jnp.ones((batch_size,), bool)
-    return Batch(
-        take(replay.obs, row),
-        replay.action[row, env],
-        replay.reward[row, env],
-        terminated,
-        next_obs,
-        valid,
-    )
+    action = replay.action[row, env]
+    return Batch(take(replay.obs, row), action, reward, terminated, next_obs, valid, num_steps)
 
 
-def draw(key: jax.Array, data: Dataset, batch_size: int, best: float | jax.Array = 1.0) -> Batch:
+def window_length(ended: jax.Array, known: jax.Array) -> jax.Array:
+    """Steps (B,) of windows (B, n): up to the first that ended its episode, at most those known.
+
+    >>> ended = jnp.array([[False, True, False], [False, False, False], [False, False, True]])
+    >>> window_length(ended, known=jnp.array([3, 2, 9])).tolist()
+    [2, 2, 3]
+    """
+    size = ended.shape[1]
+    first = jnp.where(ended.any(axis=1), ended.argmax(axis=1) + 1, size)
+    return jnp.minimum(first, known)
+
+
+def draw(
+    key: jax.Array,
+    data: Dataset,
+    batch_size: int,
+    best: float | jax.Array = 1.0,
+    n_step: int = 1,
+) -> Batch:
     """Steps drawn uniformly, with replacement, from a dataset.
 
     Args:
         best: draw only from this share of its steps, those of the episodes with the highest
             returns.
+        n_step: draw windows of this many steps, by their first ones.
     """
     size = len(data.reward)
     eligible = jnp.clip(jnp.ceil(best * size).astype(jnp.int32), 1, size)
     i = data.best_first[jax.random.randint(key, (batch_size,), 0, eligible)]
+    reward, last, num_steps = data.reward[i], i, None
+    if n_step > 1:
+        window = jnp.minimum(i[:, None] + jnp.arange(n_step), size - 1)
+        num_steps = window_length((data.terminated | data.truncated)[window], size - i)
+        reward, last = data.reward[window], i + num_steps - 1
     return Batch(
         data.obs[i],
         data.action[i],
-        data.reward[i],
-        data.terminated[i],
-        data.next_obs[i],
+        reward,
+        data.terminated[last],
+        data.next_obs[last],
         jnp.ones((batch_size,), bool),
+        num_steps,
     )
 
 

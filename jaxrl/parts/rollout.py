@@ -257,14 +257,20 @@ def where_done(done: jax.Array, start: Any, current: Any) -> Any:
     return jax.tree.map(choose, start, current)
 
 
-def draw(key: jax.Array, env: Any, env_params: Any, shape: tuple[int, ...]) -> Draws:
-    """What chance decides about steps of shape (N,) or (T, N); `step_envs` takes a row of it."""
+def draw(
+    key: jax.Array, env: Any, env_params: Any, shape: tuple[int, ...], starts: Any = None
+) -> Draws:
+    """What chance decides about steps of shape (N,) or (T, N); `step_envs` takes a row of it.
+
+    `starts`: (obs, env_state) in the place of fresh resets, for steps after which nothing counts.
+    """
     kind = reset_kind(env)
     step_keys, start_keys = jax.random.split(key, (math.prod(shape), 2)).T
-    starts: Any = None
     if kind == "pool":
         starts = jax.random.randint(start_keys[0], shape, 0, env.pool_size)
-    elif kind == "fresh" and is_taken_apart(type(env)):
+    elif kind == "cached" or not is_taken_apart(type(env)):
+        starts = None
+    elif starts is None:
         flat = strong(jax.vmap(env.reset_env, in_axes=(0, None))(start_keys, env_params))
         starts = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
     return Draws(step_keys.reshape(shape), starts)

@@ -33,6 +33,7 @@ class Batch(NamedTuple):
         compile_seconds: spent already on compiling what it runs.
         search: what else its checkpoints belong to, JSON by name: the search that it is part of.
         selection: how members copy each other between chunks, in population-based training.
+        searched: of successive halving, the members' hyper-parameters: name -> values (members,).
     """
 
     number: int
@@ -43,6 +44,7 @@ class Batch(NamedTuple):
     compile_seconds: float = 0.0
     search: Mapping[str, Any] = {}
     selection: Selection | None = None
+    searched: Mapping[str, list[Any]] = {}
 
 
 class Evolution:
@@ -180,7 +182,8 @@ def _loop(
             result = engine.evaluate(Tag.EVALUATE, t, schedule.episodes)
             history = history.evaluated({"returns": result.returns, **result.info})
         progress = _progress(batch, schedule, history, history.after(before), engine.seconds)
-        progress = progress._replace(exchanges=tuple(evolution.exchanges))
+        searched = evolution.exchanges[-1].values if evolution.exchanges else batch.searched
+        progress = progress._replace(exchanges=tuple(evolution.exchanges), hyperparameters=searched)
         stops = [callback.stops(progress) for callback in callbacks]  # all are asked
         interrupted = agree(any(stops))
         over = interrupted or engine.finished or t >= schedule.last

@@ -10,7 +10,7 @@ import contextlib
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,8 @@ class Progress(NamedTuple):
         first: iterations done before this chunk.
         over: whether it was the batch's last chunk; not known yet where `stops` is asked.
         exchanges: what population-based training has exchanged so far.
+        hyperparameters: of a search that changes them while it runs, what this chunk was trained
+            with: name -> values (members,); in successive halving, of those that are left.
     """
 
     iteration: int
@@ -54,6 +56,7 @@ class Progress(NamedTuple):
     first: int = 0
     over: bool = False
     exchanges: Sequence[Exchange] = ()
+    hyperparameters: Mapping[str, Sequence[Any]] = {}
 
 
 def shown(chunk: History) -> dict[str, np.ndarray]:

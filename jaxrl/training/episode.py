@@ -66,7 +66,7 @@ def _steps(
     def body(actors, t):
         act_key, env_key = jax.random.split(jax.random.fold_in(key, t))
         memory, action = act(actors.memory, actors.obs, act_key[None])
-        draws = draw(env_key, env, env_params, (1,))
+        draws = draw(env_key, env, env_params, (1,), (actors.obs, actors.env_state))
         stepped = step_envs(draws, env, env_params, actors, action)
         env_state, obs, reward, terminated, truncated, *_ = stepped
         seen = Episode(

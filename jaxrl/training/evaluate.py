@@ -92,9 +92,10 @@ def _evaluate(
     def body(carry):
         t, actors, (returns, lengths, finished, sums) = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(key, t))
-        # Episodes after the first of each environment do not count, so memory is never reset.
+        # Episodes after the first of each environment do not count, so memory is never reset, and
+        # they may begin where the first ones began.
         memory, action = act(actors.memory, actors.obs, jax.random.split(act_key, episodes))
-        draws = draw(env_key, env, env_params, (episodes,))
+        draws = draw(env_key, env, env_params, (episodes,), (first.obs, first.env_state))
         stepped = step_envs(draws, env, env_params, actors, action)
         env_state, obs, reward, terminated, truncated, _, info = stepped
 
@@ -109,7 +110,7 @@ def _evaluate(
         )
         return t + 1, actors._replace(env_state=env_state, obs=obs, memory=memory), evaluation
 
-    actors = reset(reset_key, env, env_params, episodes, memory=policy.initial())
+    first = reset(reset_key, env, env_params, episodes, memory=policy.initial())
     zeros = jnp.zeros((episodes,), jnp.float32)
     nothing = Evaluation(
         zeros,
@@ -117,4 +118,4 @@ def _evaluate(
         jnp.zeros((episodes,), bool),
         dict.fromkeys(agent.reported, zeros),
     )
-    return jax.lax.while_loop(running, body, (jnp.zeros((), jnp.int32), actors, nothing))[2]
+    return jax.lax.while_loop(running, body, (jnp.zeros((), jnp.int32), first, nothing))[2]

@@ -220,7 +220,12 @@ class _Climb:
         search = {SEARCH: {"eta": self.eta, "until": until, "members": chosen}}
         agents = stack_agents([self.members[i].agent for i in chosen])
         seeds = [self.members[i].seed for i in chosen]
-        batch = Batch(number, chosen, agents, seeds, len(chosen), compile_seconds, search)
+        settings = [self.members[i].setting for i in chosen]
+        shared = [name for name in settings[0] if all(name in other for other in settings)]
+        searched = {name: [setting[name] for setting in settings] for name in shared}
+        batch = Batch(
+            number, chosen, agents, seeds, len(chosen), compile_seconds, search, searched=searched
+        )
         folder = self.checkpoints.of_batch(number) if self.checkpoints else None
         return train_batch(batch, self.schedule._replace(until=until), own, folder, start)
 

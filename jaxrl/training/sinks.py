@@ -1,7 +1,9 @@
 """Where the progress of a run goes while it runs: JSON lines, TensorBoard, Weights & Biases.
 
 Each is a callback: `jaxrl.train(agent, callbacks=[jaxrl.sinks.JsonLines(path)])`. TensorBoard takes
-one member, or the members' means; Weights & Biases a run for each member.
+one member, or the members' means; Weights & Biases a run for each member. What a search changes
+while it runs, the survivors of successive halving or the values of population-based training, is a
+scalar too, `hyperparameters/NAME`.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxrl import files
 from jaxrl.training.callbacks import Callback, Progress
+from jaxrl.training.search import plain
 
 MOST_RUNS = 100  # of Weights & Biases, for the members of one sweep
 
@@ -24,14 +29,15 @@ class JsonLines(Callback):
 
     A line has `batch` (which of a sweep's, from 0), how many `members` it has, `iteration`,
     `env_steps` of all of them, `seconds`, and the means of all metrics over members, null where
-    there is none.
+    there is none. Where a search changes hyper-parameters while it runs, also the members'
+    `numbers` in the table and their `hyperparameters`, a list of values for each name.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
 
     def __call__(self, progress: Progress, states: Any | None) -> None:
-        line = {
+        line: dict[str, Any] = {
             "batch": progress.batch,
             "members": len(progress.members),
             "iteration": progress.iteration,
@@ -39,6 +45,9 @@ class JsonLines(Callback):
             "seconds": round(progress.seconds, 3),
             **{k: v if math.isfinite(v) else None for k, v in progress.metrics.items()},
         }
+        if progress.hyperparameters:
+            values = {k: [plain(v) for v in x] for k, x in progress.hyperparameters.items()}
+            line |= {"numbers": list(progress.members), "hyperparameters": values}
         with files.appending(self.path) as file:
             print(json.dumps(line), file=file)
 
@@ -47,7 +56,8 @@ class TensorBoard(Callback):
     """Scalars over a member's environment steps, as TensorBoard's event files in `folder`.
 
     `member` is a number of the sweep's table; None: means over the members of each batch, whose
-    curves are told apart by its number.
+    curves are told apart by its number; of hyper-parameters that a search changes the lowest, the
+    median and the highest, and how many members are left.
 
     Raises: ValueError where tensorboardX is not installed.
     """
@@ -148,13 +158,26 @@ class Wandb(Callback):
 
 def _scalars(progress: Progress, member: int | None) -> dict[str, float]:
     """Finite values of one member, none where it is not among those training; or the means."""
-    values = progress.metrics
-    if member is not None:
-        if member not in progress.members:
-            return {}
+    if member is None:
+        values = progress.metrics | _spread(progress)
+    elif member not in progress.members:
+        return {}
+    else:
         row = progress.members.index(member)
         values = {name: float(x[row]) for name, x in progress.by_member.items()}
+        for name, column in progress.hyperparameters.items():
+            values[f"hyperparameters/{name}"] = float(column[row])
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _spread(progress: Progress) -> dict[str, float]:
+    """How far the hyper-parameters of a search lie apart, and of how many members."""
+    values: dict[str, float] = {}
+    for name, column in progress.hyperparameters.items():
+        values["members"] = float(len(column))
+        for which, of in (("lowest", np.min), ("median", np.median), ("highest", np.max)):
+            values[f"hyperparameters/{name}/{which}"] = float(of(np.asarray(column, float)))
+    return values
 
 
 def _steps(progress: Progress) -> int:

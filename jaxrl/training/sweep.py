@@ -179,7 +179,8 @@ def _announcements(members: list[Member], programs: list[list[int]]) -> Iterator
         first = members[rows[0]]
         static = [h.name for h in first.agent.hyperparameters() if h.kind == "static"]
         setting = [f", {name}={x}" for name, x in first.setting.items() if name in static]
-        yield f"program {number} of {len(programs)}: {len(rows)} members{''.join(setting)}"
+        count = "1 member" if len(rows) == 1 else f"{len(rows)} members"
+        yield f"program {number} of {len(programs)}: {count}{''.join(setting)}"
 
 
 def _batches(

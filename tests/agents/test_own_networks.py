@@ -1,6 +1,7 @@
 """Networks of the user's own: what they are applied to, that they learn, what does not fit."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,15 @@ import pytest
 from flax import linen as nn
 from gymnax.environments import spaces
 
+import agents
 from agents.off_policy.sac import SAC
+from agents.offline.fqe import FQE
 from agents.on_policy.ppo import PPO
 from agents.value_based.dqn import DQN
 from agents.value_based.pqn import PQN
+from jaxrl.agent import OWN
 from jaxrl.training.identity import identity
+from tests import configurations
 from tests.probes import Match, Probe
 
 KEY = jax.random.key(0)
@@ -93,6 +98,117 @@ def test_every_network_of_an_agent_has_one(cls):
     paths = jax.tree_util.tree_leaves_with_path(parameters)
     bodies = [path for path, _ in paths if "'body'" in jax.tree_util.keystr(path)]
     assert len(bodies) == 2 * networks  # a kernel and a bias each
+
+
+# Every agent --------------------------------------------------------------------------------------
+
+# Agents of the registry that take no body, and why.
+WITHOUT = {
+    "sft": "its network reads tokens, not observations",
+    "grpo": "its network reads tokens, not observations",
+}
+WITH = [*(name for name in configurations.NAMES if name not in WITHOUT), "fqe"]
+
+
+def own_network(name, network, env="continuous actions"):
+    """A tiny agent with this network; FQE, which values a policy, is not in the registry."""
+    if name == "fqe":
+        data, probe = configurations.dataset(configurations.ENVS[env]), configurations.ENVS[env]
+        discrete = env == "discrete actions"
+        target = lambda obs, key: jnp.int32(1) if discrete else 0.5 * obs  # noqa: E731
+        sizes = {"hidden_sizes": (4,), "batch_size": 8, "num_updates": 2}
+        return FQE(probe, probe.default_params, data=data, target=target, network=network, **sizes)
+    kinds = configurations.configurations(name)
+    chosen = [agent for kind, agent in kinds.items() if kind.startswith(env)]
+    return next(iter([*chosen, *kinds.values()])).replace(network=network)
+
+
+def test_who_takes_a_body():
+    for name in configurations.NAMES:
+        declared = {h.name: h for h in agents.get(name).hyperparameters()}
+        takes = "network" in declared and OWN in declared["network"].valid
+        assert takes != (name in WITHOUT), f"{name}: let it take network=, or say why not above"
+
+
+def moved(before, after):
+    """Which of a state's own bodies were learnt: whether each leaf changed, by its path."""
+    pairs = zip(*(jax.tree_util.tree_leaves_with_path(x) for x in (before, after)), strict=True)
+    found = {jax.tree_util.keystr(path): bool((x != y).any()) for (path, x), (_, y) in pairs}
+    kernels = {path: x for path, x in found.items() if "'body'" in path and "'kernel'" in path}
+    return {path: x for path, x in kernels.items() if "opt" not in path and "target" not in path}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH)
+def test_every_agent_learns_with_a_body(name):
+    agent = own_network(name, Body())
+    before = jax.jit(agent.init)(KEY)
+
+    @jax.jit
+    def train(agent, state):
+        return jax.lax.fori_loop(0, 4, lambda t, state: agent.step(state, t)[0], state)
+
+    after = train(agent, before)
+    bodies = moved(agent.learned(before), agent.learned(after))
+    assert bodies
+    assert all(bodies.values()), bodies
+
+
+BOTH = ("iql", "awac", "bc", "fqe", "recurrentppo")  # kinds of actions
+DISCRETE: dict[str, Any] = {}
+
+
+def doubled(obs):
+    return 2 * obs
+
+
+def networks_of(agent, state, obs, action, noise):
+    """What all networks of an agent give at observations (5, 1): actor's first, critics'."""
+    learner = getattr(state, "learner", None)
+    if agent.name == "recurrentppo":
+        starts = jnp.zeros((1, 5), bool)
+        memory = agent.make_network().initial(5)
+        network = agent.make_network()
+        return network.apply(state.params["network"], memory, obs[None], starts)
+    if agent.name == "bc":
+        return agent.make_network().apply(learner.params, obs)
+    if agent.name == "fqe":
+        return agent.q_value(learner.params, obs, action)
+    if agent.name == "softgac":
+        actor = agent.path(learner.actor, obs, noise)
+    elif agent.name == "td3bc":
+        actor = agent.act(learner.actor, obs)
+    else:
+        actor = agent.distribution(learner.actor, obs)
+    values = [agent.state_values(learner.value, obs)] if agent.name == "iql" else []
+    return actor, agent.q_values(learner.critics, obs, action), *values
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, {}) for name in ("mixturesac", "softgac", "cql", "td3bc")),
+        ("softgac", {"critic": "twin"}),
+        *((name, {}) for name in BOTH),
+        *((name, DISCRETE) for name in BOTH),
+    ],
+)
+def test_every_network_sees_what_the_body_makes(name, changes):
+    """A body without parameters: the same parameters at transformed observations."""
+    discrete = changes is DISCRETE
+    env = "discrete actions" if discrete else "continuous actions"
+    plain = own_network(name, "mlp", env).replace(**changes)
+    agent = plain.replace(network=doubled)
+    state = jax.jit(plain.init)(KEY)
+    obs = jnp.linspace(-1.0, 2.0, 5)[:, None]
+    action = jnp.arange(5) % 2 if discrete else 0.3 * obs
+    noise = plain.noise(KEY, (5, 1)) if name == "softgac" else None
+    compute = jax.jit(networks_of)
+    actual = compute(agent, state, obs, action, noise)
+    expected = compute(plain, state, 2 * obs, action, noise)
+    other = compute(plain, state, obs, action, noise)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), actual, expected)
+    assert any((x != y).any() for x, y in zip(*map(jax.tree.leaves, (actual, other)), strict=True))
 
 
 def test_functions_classes_and_names_are_bodies_too():

@@ -5,9 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 
 import jaxrl
 from agents.on_policy.ppo import PPO, Batch
+from envs_jax.preprocessing import Flat
+from jaxrl.parts.normalize import RunningMoments
 from tests.helpers import assert_close
 from tests.probes import (
     CHOICE,
@@ -111,9 +114,10 @@ def minibatch(agent, size=16):
     return state.params, Batch(obs, action, dist.log_prob(action), *numbers)
 
 
-@pytest.mark.parametrize("continuous", [False, True])
-def test_first_gradient_is_the_vanilla_policy_gradient(continuous):
-    agent = ppo(ActionChoice(continuous), value_coef=0.0)
+@pytest.mark.parametrize("kind", ["discrete", "normal", "beta"])
+def test_first_gradient_is_the_vanilla_policy_gradient(kind):
+    options = {"action_distribution": "beta"} if kind == "beta" else {}
+    agent = ppo(ActionChoice(kind != "discrete"), value_coef=0.0, **options)
     params, batch = minibatch(agent)
     advantage = (batch.advantage - batch.advantage.mean()) / batch.advantage.std()
 
@@ -128,8 +132,10 @@ def test_first_gradient_is_the_vanilla_policy_gradient(continuous):
     assert_close(gradient, jax.jit(jax.grad(vanilla))(params), 1e-6)
 
 
-def test_clipping_masks_the_gradient_exactly_where_it_should():
-    agent = ppo(ActionChoice(), value_coef=0.0, clip_range=0.2)
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.1, 0.3)])
+def test_clipping_masks_the_gradient_exactly_where_it_should(low, high):
+    own = {"clip_range_high": high} if high != low else {}
+    agent = ppo(ActionChoice(), value_coef=0.0, clip_range=low, **own)
     params, batch = minibatch(agent, 64)
     ratio = np.random.default_rng(1).uniform(0.6, 1.4, 64)
     batch = batch._replace(log_prob=batch.log_prob - jnp.log(ratio))
@@ -138,10 +144,10 @@ def test_clipping_masks_the_gradient_exactly_where_it_should():
         jax.grad(lambda old: agent.loss(params, batch._replace(log_prob=old)), has_aux=True)
     )(batch.log_prob)
     advantage = np.asarray((batch.advantage - batch.advantage.mean()) / batch.advantage.std())
-    masked = ((advantage > 0) & (ratio > 1.2)) | ((advantage < 0) & (ratio < 0.8))
+    masked = ((advantage > 0) & (ratio > 1 + high)) | ((advantage < 0) & (ratio < 1 - low))
     assert 5 < masked.sum() < 59
     np.testing.assert_allclose(gradient, np.where(masked, 0, ratio * advantage) / 64, atol=1e-6)
-    outside = np.abs(ratio - 1) > 0.2
+    outside = (ratio > 1 + high) | (ratio < 1 - low)
     assert metrics["clip_fraction"] == pytest.approx(outside.mean())
     assert metrics["approx_kl"] == pytest.approx((ratio - 1 - np.log(ratio)).mean(), abs=1e-5)
 
@@ -302,8 +308,14 @@ def test_schedules_reach_the_loss():
     def after(**changes):
         return improved(agent, **changes)[1]
 
-    half = after(clip_range=0.4, clip_range_end=1e-9, entropy_coef=0.2, entropy_coef_end=0.0)
-    assert_close(half, after(clip_range=0.2, entropy_coef=0.1), 1e-7)
+    half = after(
+        clip_range=0.4,
+        clip_range_high=0.2,
+        clip_range_end=1e-9,
+        entropy_coef=0.2,
+        entropy_coef_end=0.0,
+    )
+    assert_close(half, after(clip_range=0.2, clip_range_high=0.1, entropy_coef=0.1), 1e-7)
 
 
 def test_deviations_may_depend_on_the_state_and_actions_be_squashed():
@@ -329,8 +341,152 @@ def test_deviations_may_depend_on_the_state_and_actions_be_squashed():
     [
         ({"target_kl": 0.1}, "ppo: target_kl=0.1 has no effect with kl_rule=none"),
         ({"squash_actions": True}, "ppo: squash_actions=True has no effect with discrete actions"),
+        ({"log_std_floor": -3.0}, "ppo: log_std_floor=-3.0 has no effect with discrete actions"),
+        (
+            {"action_distribution": "beta"},
+            "ppo: action_distribution='beta' has no effect with discrete actions",
+        ),
+        (
+            {"critic_observation": "state"},
+            "critic_observation='state' has no effect where the environment names no parts",
+        ),
     ],
 )
 def test_what_has_no_effect_is_refused(changes, line):
     with pytest.raises(ValueError, match=line):
         ppo(ActionChoice(), **changes)
+
+
+def test_a_beta_policy_has_no_deviation_to_set():
+    line = "log_std_floor=-3.0 has no effect with action_distribution=beta"
+    with pytest.raises(ValueError, match=line):
+        ppo(ActionChoice(continuous=True), action_distribution="beta", log_std_floor=-3.0)
+
+
+# Continuous actions -----------------------------------------------------------------------------
+
+
+def test_a_deviation_is_held_at_its_floor_and_can_rise_from_it():
+    env = ActionChoice(continuous=True)
+    agent = ppo(env, log_std_start=-0.5, log_std_floor=-1.0, learning_rate=0.3)
+    params, _ = minibatch(agent)
+    opt_state = agent.init_optimizer(params)
+    down = jax.tree.map(jnp.ones_like, params)
+
+    @jax.jit
+    def descend(params, opt_state, grads):
+        return agent.descend(params, opt_state, grads, 0.0, 0.0)[0]
+
+    seen = []
+    for _ in range(4):
+        params, opt_state = descend(params, opt_state, down)
+        seen.append(params["log_std"].item())
+    np.testing.assert_allclose(seen, [-0.8, -1.0, -1.0, -1.0], atol=1e-3)
+    fresh = agent.init_optimizer(params)
+    up = jax.tree.map(jnp.negative, down)
+    assert descend(params, fresh, up)[0]["log_std"].item() == pytest.approx(-0.7, abs=1e-3)
+    # A start below the floor is at it; deviations of each state are, too.
+    low = agent.replace(log_std_start=-4.0)
+    assert minibatch(low)[0]["log_std"].item() == -1
+    each = low.replace(state_dependent_std=True)
+    dist = each.distribution(minibatch(each)[0], jnp.zeros((2, 1)))
+    np.testing.assert_array_equal(dist.log_std, [[-1], [-1]])
+
+
+@pytest.mark.slow
+def test_a_beta_policy_finds_the_best_action():
+    """1.5, and half of the observation, in [-2, 2]: inside the box, where Beta's modes are."""
+    probes = [cls(continuous=True) for cls in (ActionChoice, Match)]
+    agent = ppo(AnyOf(*probes), iterations=250, action_distribution="beta")
+    population = jaxrl.sweep(agent, {"env.which": [0, 1]})
+    best = population.evaluate(episodes=32)
+    np.testing.assert_allclose(best.returns, np.zeros((2, 32)), atol=0.1)
+    dist = agent.distribution(population[0].state.params, jnp.ones((1, 1)))
+    assert dist.sample(KEY).shape == (1, 1)
+    assert float(dist.alpha[0, 0] + dist.beta[0, 0]) > 20
+    log_prob = agent.log_prob(population[0].state, jnp.ones(1), jnp.array([0.75]))
+    assert log_prob == pytest.approx(float(dist.log_prob(jnp.array([0.75]))[0]))
+
+
+# Values -----------------------------------------------------------------------------------------
+
+
+def test_normalised_values_are_turned_back_where_advantages_are_estimated():
+    """Episodes of one step and reward 1: a target of 1, an advantage of 1 - V."""
+    agent = ppo(ConstantReward(), normalize_values=True)
+    state = jax.jit(agent.init)(KEY)
+    assert state.target_moments.seen == 0
+    before = RunningMoments(jnp.float32(64), jnp.float32(100), jnp.float32(25))
+    state = state._replace(target_moments=before)
+
+    @jax.jit
+    def batches(state):
+        _, steps, _ = agent.collect(state, KEY)
+        raw, _ = agent.advantages(state, steps, state.actors)
+        return raw, *agent.normalize_targets(before, raw)
+
+    raw, batch, after = batches(state)
+    predicted = np.asarray(agent.value(state.params, raw.obs))
+    np.testing.assert_allclose(raw.value, 100 + 5 * predicted, rtol=1e-6)
+    np.testing.assert_allclose(agent.state_value(state, raw.obs), raw.value, rtol=1e-6)
+    np.testing.assert_allclose(raw.target, 1, atol=1e-4)
+    np.testing.assert_allclose(raw.advantage, 1 - raw.value, rtol=1e-5)
+    # Half of what was seen is 1, the other half 100 +- 5.
+    mean, var = 50.5, 12.5 + 49.5**2
+    np.testing.assert_allclose([after.mean, after.var], [mean, var], rtol=1e-5)
+    np.testing.assert_allclose(batch.value, predicted, atol=1e-5)
+    np.testing.assert_allclose(batch.target, (1 - mean) / var**0.5, rtol=1e-4)
+    np.testing.assert_allclose(batch.advantage, np.asarray(raw.advantage) / var**0.5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_normalised_values_reach_far_targets_at_once():
+    """V = -999 and 1001: 40 iterations are far too few for a critic that has to predict that."""
+    agent = ppo(ObsValue(), iterations=40, value_clip_range=INF)
+    settings = [{"env.bonus": 1000.0}]
+    far = jaxrl.sweep(agent.replace(normalize_values=True), settings)[0]
+    obs = jnp.array([[-1.0], [1.0]])
+    np.testing.assert_allclose(far.agent.state_value(far.state, obs), [999, 1001], atol=0.5)
+    plain = jaxrl.sweep(agent, settings)[0]
+    assert np.abs(plain.agent.state_value(plain.state, obs) - 1000).min() > 100
+    assert far.history.metrics["explained_variance"][-1] > 0.5
+
+
+# Parts of observations --------------------------------------------------------------------------
+
+
+class Privileged(ObsValue):
+    """As MuJoCo Playground has it: the policy's `state`, and all there is beside it.
+
+    The reward is the hidden sign, and what the action that the state asks for adds.
+    """
+
+    def see(self, state):
+        return {"state": jnp.ones(1), "privileged_state": jnp.stack([jnp.float32(1), state.sign])}
+
+    def reward(self, state, goodness):
+        return state.sign + goodness
+
+    def observation_space(self, params):
+        box = spaces.Box(-10.0, 10.0, (1,))
+        return spaces.Dict({"state": box, "privileged_state": spaces.Box(-10.0, 10.0, (2,))})
+
+
+def test_the_critic_sees_what_the_policy_does_not():
+    parts = {"actor_observation": "state", "critic_observation": "privileged_state"}
+    agent = ppo(Flat(Privileged()), iterations=60, **parts)
+    run = jaxrl.train(agent)
+    where = agent.env.slices["privileged_state"]
+    obs = jnp.ones((2, 3)).at[0, where.stop - 1].set(-1)
+    value = agent.value(run.state.params, obs)
+    np.testing.assert_allclose(value, [0, 2], atol=0.2)  # the action is found, and worth 1
+    logits = agent.distribution(run.state.params, obs).logits
+    np.testing.assert_array_equal(logits[0], logits[1])
+    kernels = {k: v["params"]["Dense_0"]["kernel"].shape for k, v in run.state.params.items()}
+    assert kernels == {"actor": (1, 8), "critic": (2, 8)}
+
+
+def test_parts_that_are_not_there_are_one_line():
+    line = "ppo: critic_observation='all' is no part of the observations of Privileged: it has "
+    with pytest.raises(ValueError, match=line):
+        ppo(Flat(Privileged()), critic_observation="all")

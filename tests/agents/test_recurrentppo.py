@@ -60,13 +60,15 @@ def test_a_sequence_reads_as_its_steps_one_by_one(core):
 def collected(request):
     """An agent and the sequences of its second rollout, in which episodes end."""
     length, core = request.param
-    agent = recurrent(SignedLimit(limit=3), sequence_length=length, core=core)
+    # With values that are normalised, they are still those that the network gives.
+    options = {"sequence_length": length, "core": core, "normalize_values": core == "lstm"}
+    agent = recurrent(SignedLimit(limit=3), **options)
     kept = {}
 
     class Spy(RecurrentPPO):
-        def improve_by(self, learner, batch, key, progress):
+        def improve(self, params, opt_state, batch, key, progress):
             kept["batch"] = batch
-            return super().improve_by(learner, batch, key, progress)
+            return super().improve(params, opt_state, batch, key, progress)
 
     spy = Spy(agent.env, agent.env_params, **{h.name: getattr(agent, h.name)
                                               for h in agent.hyperparameters()})  # fmt: skip

@@ -1,6 +1,7 @@
 """The generated pages of the site say what the code says. `make docs` checks all links."""
 
 import importlib.util
+import re
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,3 +75,11 @@ def test_examples_in_docstrings_become_code():
         "One.\n\nV(s'\\_t) is x_t.\n\n```pycon\n>>> f(1)\n2\n```\n\nMore.\n\n"
         "    ```pycon\n    >>> g()\n    3\n    ```"
     )
+
+
+def test_every_extra_is_explained():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = (ROOT / "docs" / "install.md").read_text().partition("## Extras")[2]
+    first = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    explained = [name for cell in first for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(explained) == sorted(extras["optional-dependencies"])

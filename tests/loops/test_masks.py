@@ -11,10 +11,14 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 
 import jaxrl
+from agents.off_policy.discretesac import DiscreteSAC
 from agents.off_policy.sac import SAC
 from agents.offline.bc import BC
 from agents.on_policy.a2c import A2C
+from agents.on_policy.aisac import AISAC
 from agents.on_policy.ppo import PPO
+from agents.on_policy.recurrentppo import RecurrentPPO
+from agents.on_policy.reppo import RePPO
 from agents.on_policy.secondorder import SecondOrder
 from agents.on_policy.trpo import TRPO
 from agents.value_based.abs import ABS
@@ -73,11 +77,18 @@ ROOMS = [Masked(jnp.eye(3)[i], jnp.asarray(Doors.open[i])) for i in range(3)]
 SIZES = {
     PPO: {"num_envs": 8, "num_steps": 16, "num_minibatches": 2, "normalize_observations": True},
     A2C: {"num_envs": 8, "num_steps": 4},
+    RePPO: {"num_envs": 8, "num_steps": 16, "num_minibatches": 2, "normalize_observations": True},
+    AISAC: {"num_envs": 8, "num_steps": 8, "critic_learning_rate": 0.01},
+    RecurrentPPO: {"num_envs": 8, "num_steps": 16, "num_minibatches": 2, "core_size": 8},
     TRPO: {"num_envs": 8, "num_steps": 16, "max_kl": 0.05},
     SecondOrder: {"num_envs": 8, "num_steps": 16, "max_kl": 0.05},
     PQN: {"num_envs": 8, "num_steps": 16, "num_minibatches": 16},
     ABS: {"num_envs": 8, "min_steps": 8, "max_steps": 16, "num_minibatches": 16},
     DQN: {"num_envs": 8, "learning_starts": 64, "buffer_size": 512, "double": True},
+    DiscreteSAC: {
+        **{"num_envs": 8, "learning_starts": 64, "buffer_size": 512},
+        **{"temperature": 0.05, "temperature_learning_rate": 0.0, "tau": 0.05},
+    },
 }
 
 
@@ -85,7 +96,10 @@ SIZES = {
     "cls",
     [
         *(PPO, DQN),
-        *(pytest.param(c, marks=pytest.mark.slow) for c in (A2C, TRPO, SecondOrder, PQN, ABS)),
+        *(
+            pytest.param(cls, marks=pytest.mark.slow)
+            for cls in (A2C, RePPO, AISAC, RecurrentPPO, TRPO, SecondOrder, PQN, ABS, DiscreteSAC)
+        ),
     ],
 )
 def test_closed_doors_are_never_taken(cls):
@@ -101,13 +115,16 @@ def test_closed_doors_are_never_taken(cls):
 
     @jax.jit
     def sampled(room):
-        act, actions = agent.policy(run.state, deterministic=False), jnp.arange(ACTIONS)
+        policy, actions = agent.policy(run.state, deterministic=False), jnp.arange(ACTIONS)
         log_prob = jax.vmap(agent.log_prob, in_axes=(None, None, 0))(run.state, room, actions)
-        return jax.vmap(act, in_axes=(None, 0))(room, jax.random.split(KEY, 200)), log_prob
+        act = jax.vmap(lambda key: policy.step(policy.initial(), room, key)[1])
+        return act(jax.random.split(KEY, 200)), log_prob
 
     for room in ROOMS:
         actions, log_probs = sampled(room)
         assert set(np.unique(actions)) <= set(np.flatnonzero(room.action_mask))
+        if log_probs is None:
+            continue  # of a policy with memory
         np.testing.assert_allclose(np.exp(log_probs).sum(), 1, rtol=1e-5)
         assert not np.exp(log_probs)[~np.asarray(room.action_mask)].any()
 

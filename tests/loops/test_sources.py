@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxrl
+from agents.off_policy.mixturesac import MixtureSAC
 from agents.off_policy.sac import SAC
 from agents.offline.bc import BC
 from jaxrl.loops.sources import Collected, Mixed, Recorded
@@ -133,7 +134,56 @@ def test_what_was_learnt_offline_goes_on_online():
         jaxrl.train(agent(hidden_sizes=(4,)), start=run)
 
 
+# Windows of steps -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["collected", "recorded", "mixed"])
+def test_every_source_draws_windows(kind, first_iterations):
+    """Collected episodes have one step here; recorded ones go on, but for the last step."""
+    recorded = records()._replace(terminated=jnp.zeros(50, bool))
+    source = (
+        agent(n_step=3) if kind == "collected" else agent(n_step=3, data=recorded, data_share=0.5)
+    )
+    source = source.source().recorded if kind == "recorded" else source.source()
+    state = first_iterations[1][-1].source
+    state = state._replace(replay=state.replay._replace(truncated=jnp.zeros((16, 4), bool)))
+    batch = source.draw(state, KEY, jnp.int32(3), 16)
+    assert batch.reward.shape == (16, 3)
+    steps = np.asarray(batch.num_steps)
+    at = {"collected": 0, "recorded": 16, "mixed": 8}[kind]
+    assert (steps[at:] == 1).all()
+    # Recorded actions go from -0.5 to 0.5 in steps of 1 / 49: they say how many steps are left.
+    left = 1 + np.round((0.5 - np.asarray(batch.action)[:at, 0]) * 49)
+    np.testing.assert_array_equal(steps[:at], np.minimum(left, 3))
+    single = source._replace(n_step=1) if kind != "mixed" else first_iterations[0].source()
+    assert single.draw(state, KEY, jnp.int32(3), 16).num_steps is None
+
+
+def test_rewards_are_prepared_before_they_are_summed():
+    """Three rewards of -7 + 2, not their sum + 2: a critic of zeros has that target's error."""
+    data = records()._replace(terminated=jnp.zeros(50, bool))
+    options = {"n_step": 3, "gamma": 1.0, "temperature": 1e-6, "reward_shift": 2.0}
+    learner = SAC(
+        *(ENV, ENV.default_params),
+        **{"data": data, "num_updates": 1, "hidden_sizes": (), "total_steps": 8} | options,
+    )
+    state = jax.jit(learner.init)(KEY)
+    zeros = jax.tree.map(jnp.zeros_like, (state.learner.critics, state.learner.target_critics))
+    fresh = state.learner._replace(critics=zeros[0], target_critics=zeros[1])
+    state, metrics = jax.jit(learner.step)(state._replace(learner=fresh), jnp.int32(0))
+    assert 0.9 * 15**2 < metrics["critic_loss"] < 15**2  # the last two windows are shorter
+
+
 # Refused ----------------------------------------------------------------------------------------
+
+
+def test_windows_are_refused_where_they_have_no_effect_or_no_room():
+    line = "n_step=3 has no effect on mixturesac; leave it out"
+    with pytest.raises(ValueError, match=line):
+        MixtureSAC(ENV, ENV.default_params, n_step=3)
+    assert "n_step" not in {h.name for h in MixtureSAC.hyperparameters()}
+    with pytest.raises(ValueError, match="buffer_size=64 does not hold n_step=17 steps of each"):
+        agent(n_step=17)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.99])

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from jaxrl.parts.distributions import (
+    Beta,
     Categorical,
     Normal,
     TanhNormal,
@@ -161,3 +162,74 @@ def test_projection_keeps_mass_and_mean():
     np.testing.assert_allclose(
         project_to_atoms(jnp.ones((1, 1)), jnp.array([[0.125]]), atoms)[0, 4:6], [0.75, 0.25]
     )
+
+
+# Beta -------------------------------------------------------------------------------------------
+
+ALPHAS, BETAS = np.array([1.0, 1.5, 3.0, 40.0]), np.array([1.0, 4.0, 1.2, 25.0])
+
+
+@pytest.mark.usefixtures("float64")
+def test_beta_is_scipy_s_on_the_box():
+    """Each dimension by itself, and what a distribution of several sums up."""
+    dist = Beta(jnp.asarray(ALPHAS), jnp.asarray(BETAS))
+    reference = scipy.stats.beta(ALPHAS, BETAS, loc=-1, scale=2)
+    alone = Beta(dist.alpha[:, None], dist.beta[:, None])
+    action = np.linspace(-0.99, 0.99, 23)[:, None]
+    log_prob = alone.log_prob(jnp.asarray(action)[..., None])
+    np.testing.assert_allclose(log_prob, reference.logpdf(action), rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(alone.entropy(), reference.entropy(), rtol=1e-7, atol=1e-7)
+    together = dist.log_prob(jnp.broadcast_to(jnp.asarray(action), (23, 4)))
+    np.testing.assert_allclose(together, reference.logpdf(action).sum(-1), rtol=1e-7)
+    assert dist.entropy() == pytest.approx(reference.entropy().sum())
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_mode_of_beta_is_its_densest_action():
+    alone = Beta(jnp.asarray(ALPHAS)[:, None], jnp.asarray(BETAS)[:, None])
+    action = jnp.linspace(-1, 1, 40_001)
+    density = alone.log_prob(action[:, None, None])
+    densest = action[density.argmax(axis=0)]
+    np.testing.assert_allclose(alone.mode()[1:, 0], densest[1:], atol=1e-4)
+    assert alone.mode()[0, 0] == 0  # of the uniform one
+
+
+@pytest.mark.usefixtures("float64")
+def test_divergence_of_beta_by_quadrature():
+    rng = np.random.default_rng(0)
+    one, other = (Beta(*jnp.asarray(1 + rng.gamma(2.0, size=(2, 5, 1)))) for _ in range(2))
+    # Gauss-Legendre: the integrand is smooth, or nearly.
+    points, weights = np.polynomial.legendre.leggauss(400)
+    action = jnp.asarray(points)[:, None, None]
+    log_one, log_other = one.log_prob(action), other.log_prob(action)
+    expected = (weights[:, None] * jnp.exp(log_one) * (log_one - log_other)).sum(axis=0)
+    np.testing.assert_allclose(one.kl(other), expected, rtol=1e-4)
+    np.testing.assert_allclose(one.kl(one), 0, atol=1e-12)
+    both = Beta(one.alpha[:2, 0], one.beta[:2, 0]).kl(Beta(other.alpha[:2, 0], other.beta[:2, 0]))
+    assert both == pytest.approx(float(expected[:2].sum()), rel=1e-4)
+
+
+def test_samples_of_beta_are_of_its_distribution_and_within_the_box():
+    keys = Beta.noise(jax.random.key(0), (2, 20_000, 3))
+    assert keys.shape == (2,)
+    alpha, beta = jnp.array([1.5, 3.0, 40.0]), jnp.array([4.0, 1.2, 25.0])
+    dist = Beta(jnp.broadcast_to(alpha, (20_000, 3)), jnp.broadcast_to(beta, (20_000, 3)))
+    sample, other = (np.asarray(dist.sample_by(key)) for key in keys)
+    assert (sample != other).any()
+    for i in range(3):
+        reference = scipy.stats.beta(alpha[i], beta[i], loc=-1, scale=2)
+        assert scipy.stats.kstest(sample[:, i], reference.cdf).pvalue > 1e-3
+
+
+def test_the_edges_of_beta_s_box_are_finite():
+    dist = Beta(jnp.array([5.0]), jnp.array([3.0]))
+    log_prob, slope = jax.vmap(jax.value_and_grad(lambda a: dist.log_prob(a)))(
+        jnp.array([[-1.0], [1.0]])
+    )
+    assert np.isfinite(log_prob).all()
+    assert np.isfinite(slope).all()
+    extreme = Beta.of_outputs(jnp.array([60.0, -60.0]))
+    np.testing.assert_allclose([extreme.alpha[0], extreme.beta[0]], [61, 1], rtol=1e-6)
+    sample = extreme.sample(jax.random.key(0))
+    assert abs(sample.item()) < 1
+    assert np.isfinite(extreme.log_prob(sample))

@@ -14,10 +14,13 @@ from jaxrl.parts.linalg import (
     cg,
     cho_solve,
     cholesky,
+    condition_number,
     gauss_newton,
     hessian_product,
+    lanczos,
     qr,
     solve_triangular,
+    tridiagonal_eigenvalues,
     truncated_cg,
 )
 
@@ -283,3 +286,90 @@ def test_members_on_two_devices_without_lapack():
         np.testing.assert_allclose(solution, expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(q @ r, a, atol=1e-5)
     np.testing.assert_allclose(gradient[3], jax.jit(jax.grad(loss))(a[3], b[3]), rtol=1e-3)
+
+
+# Eigenvalues --------------------------------------------------------------------------------------
+
+
+def symmetric(size, dtype, seed=3):
+    """Indefinite, with eigenvalues of very different sizes."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.normal(size=(size, size)))[0]
+    eigenvalues = np.geomspace(1e-3, 10, size) * rng.choice([-1, 1], size)
+    return jnp.asarray(basis * eigenvalues @ basis.T, dtype)
+
+
+def ritz(matrix, iterations, seed=0):
+    lines = lanczos(lambda x: matrix @ x, matrix[0], jax.random.key(seed), iterations)
+    return tridiagonal_eigenvalues(*lines)
+
+
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_all_eigenvalues_against_numpy(size, dtype):
+    a = symmetric(size, dtype)
+    exactly = np.linalg.eigvalsh(exact(a))
+    found = jax.jit(ritz, static_argnums=1)(a, size + 3)  # no more than there are
+    assert found.dtype == dtype
+    assert found.shape == (size,)
+    np.testing.assert_allclose(found, exactly, atol=100 * np.finfo(dtype).eps)
+    condition = np.abs(exactly).max() / np.abs(exactly).min()
+    tolerance = 100 * np.finfo(dtype).eps * condition
+    assert condition_number(found) == pytest.approx(condition, rel=tolerance)
+
+
+def test_tridiagonal_eigenvalues_against_numpy(dtype):
+    diagonal, beside = normal(12, dtype=dtype), normal(11, dtype=dtype, seed=5)
+    beside = beside.at[4].set(0)  # two blocks
+    whole = np.diag(exact(diagonal)) + np.diag(exact(beside), 1) + np.diag(exact(beside), -1)
+    found = tridiagonal_eigenvalues(diagonal, beside)
+    np.testing.assert_allclose(found, np.linalg.eigvalsh(whole), atol=30 * np.finfo(dtype).eps)
+
+
+def test_an_exhausted_space_is_left(dtype):
+    """Of the identity every direction is an eigenvector; of rank one, all but one have no image."""
+    ones = ritz(jnp.eye(5, dtype=dtype) * 3, 5)
+    np.testing.assert_allclose(ones, np.full(5, 3.0), rtol=1e-5)
+    vector = normal(6, dtype=dtype)
+    found = ritz(jnp.outer(vector, vector), 6)
+    expected = [*[0] * 5, float(vector @ vector)]
+    np.testing.assert_allclose(found, expected, atol=300 * np.finfo(dtype).eps)
+    assert condition_number(found) > 0.01 / np.finfo(dtype).eps  # infinite, but for rounding
+
+
+def test_few_iterations_find_the_outermost_eigenvalues():
+    a = symmetric(40, "float32")
+    exactly = np.linalg.eigvalsh(exact(a))
+    found = np.asarray(jax.jit(ritz, static_argnums=1)(a, 16))
+    assert found.shape == (16,)
+    np.testing.assert_allclose(found[[0, -1]], exactly[[0, -1]], rtol=1e-3)
+    assert exactly[0] - 1e-5 <= found.min() <= found.max() <= exactly[-1] + 1e-5
+
+
+def test_the_hessian_of_a_network_is_that_of_numpy():
+    """An explicit Hessian of a two-layer network's loss: all eigenvalues and the condition."""
+    with jax.enable_x64(True):
+        inputs, targets = normal(16, 2), normal(16, seed=2)
+        params = {"in": normal(2, 3, seed=4), "out": normal(3, seed=5)}
+
+        def loss(p):
+            return ((jnp.tanh(inputs @ p["in"]) @ p["out"] - targets) ** 2).mean()
+
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        explicit = np.linalg.eigvalsh(jax.hessian(lambda x: loss(unravel(x)))(flat))
+        product = hessian_product(loss, params)
+        found = tridiagonal_eigenvalues(*lanczos(product, params, jax.random.key(0), flat.size))
+        np.testing.assert_allclose(found, explicit, atol=1e-12)
+        condition = np.abs(explicit).max() / np.abs(explicit).min()
+        assert condition_number(found) == pytest.approx(condition, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda: lanczos(lambda x: x, jnp.ones(2), jax.random.key(0), 0), "iterations=0"),
+        (lambda: tridiagonal_eigenvalues(jnp.ones(3), jnp.ones(3)), r"shapes \(3,\) and \(3,\)"),
+    ],
+)
+def test_what_has_no_eigenvalues_is_refused(call, line):
+    with pytest.raises(ValueError, match=line):
+        call()

@@ -8,9 +8,13 @@ import pytest
 from jaxrl.parts.losses import (
     action_value,
     beyond_clip,
+    clipped_value_loss,
     expectile_loss,
+    huber,
     keep_probability,
+    kept_beyond_clip,
     kept_by_noise,
+    n_step_target,
     q_targets,
     softmax_cloning_loss,
     td_target,
@@ -30,6 +34,17 @@ def test_td_target():
     reward, next_value = jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 6.0, 8.0])
     terminated = jnp.array([False, True, True])
     np.testing.assert_array_equal(td_target(reward, terminated, next_value, 0.5), [3, 2, 3])
+
+
+def test_n_step_target():
+    """Two windows of three steps, one that ended after two, and one that terminated after one."""
+    reward = jnp.array([[1.0, 2.0, 4.0], [1.0, 2.0, jnp.nan], [5.0, jnp.inf, jnp.nan]])
+    next_value = jnp.array([8.0, 8.0, jnp.nan])
+    args = reward, jnp.array([3, 2, 1]), jnp.array([False, False, True]), next_value
+    np.testing.assert_array_equal(n_step_target(*args, 0.5), [1 + 1 + 1 + 1, 1 + 1 + 2, 5])
+    np.testing.assert_array_equal(n_step_target(*args, 1.0), [15, 11, 5])
+    single = reward[:, 0], None, *args[2:], 0.5
+    np.testing.assert_array_equal(n_step_target(*single), [5, 5, 5])
 
 
 def test_q_targets():
@@ -151,3 +166,62 @@ def test_no_gradient_flows_into_what_is_kept():
     assert ((share > 0) & (share < 1)).all()
     slope = jax.grad(lambda r: keep_probability(r, advantage, LOW, HIGH, NOISE).sum())(ratio)
     np.testing.assert_array_equal(slope, np.zeros(2))
+
+
+# Values -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.5, 2.0, np.inf])
+def test_huber_and_its_slope(threshold):
+    """A half square with slope e, then a line of slope +-threshold that goes on from it."""
+    error = np.linspace(-5, 5, 41)
+    by_cases = [
+        0.5 * e**2 if abs(e) <= threshold else threshold * (abs(e) - 0.5 * threshold) for e in error
+    ]
+    value, slope = jax.vmap(jax.value_and_grad(huber), in_axes=(0, None))(
+        jnp.asarray(error, jnp.float32), threshold
+    )
+    np.testing.assert_allclose(value, by_cases, rtol=1e-6)
+    np.testing.assert_allclose(slope, np.clip(error, -threshold, threshold), rtol=1e-6)
+
+
+def test_without_a_threshold_the_value_loss_is_ppo_s_to_the_bit():
+    value, old, target = jax.random.normal(KEY, (3, 257)) * 3
+
+    def released(value, limit):
+        clipped = old + jnp.clip(value - old, -limit, limit)
+        return 0.5 * jnp.maximum((value - target) ** 2, (clipped - target) ** 2).mean()
+
+    for limit in (0.2, np.inf):
+        expected = jax.value_and_grad(released)(value, limit)
+        actual = jax.value_and_grad(clipped_value_loss)(value, old, target, limit)
+        assert any(np.any(x) for x in expected)
+        for a, b in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("limit", [0.2, np.inf])
+@pytest.mark.parametrize("threshold", [0.5, np.inf])
+def test_clipped_value_loss_step_by_step(limit, threshold):
+    value, old, target = np.random.default_rng(0).normal(0, 2, (3, 50))
+    losses = []
+    for v, o, r in zip(value, old, target, strict=True):
+        moved = o + min(max(v - o, -limit), limit)
+        sizes = abs(v - r), abs(moved - r)
+        losses.append(
+            max(0.5 * e**2 if e <= threshold else threshold * e - 0.5 * threshold**2 for e in sizes)
+        )
+    actual = clipped_value_loss(*map(jnp.asarray, (value, old, target)), limit, threshold)
+    assert actual == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_unequal_limits_keep_each_on_its_own_side():
+    """With 0.1 below and 0.4 above: what is kept beyond each is what that limit alone gives."""
+    ratio = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, 4000), jnp.float32)
+    for advantage in (jnp.ones(4000), -jnp.ones(4000)):
+        side = 0.4 if advantage[0] > 0 else 0.1
+        for key in (KEY, None):
+            both = kept_beyond_clip(key, ratio, advantage, 0.1, 0.4, 0.2)
+            alone = kept_beyond_clip(key, ratio, advantage, side, side, 0.2)
+            np.testing.assert_array_equal(both, alone)
+        assert np.any(both)

@@ -5,9 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 
+from jaxrl.parts import networks
 from jaxrl.parts.networks import Network, patches_3x3
 
 KEY = jax.random.key(0)
@@ -131,3 +133,86 @@ def test_dropout_acts_in_training_alone():
     kept = np.asarray(dropped != 0)
     assert 0.4 < kept.mean() < 0.6
     np.testing.assert_allclose(np.asarray(dropped)[kept], 2 * np.asarray(full)[kept], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [
+        (7, 5, 5),
+        (7, 9, 2),
+        (7, 2, 9),
+        (networks.FEW_ROWS + 1, 12, 9),
+        (networks.FEW_ROWS + 1, 9, 3),
+    ],
+)
+def test_gradients_of_a_dense_layer_are_those_of_a_plain_product(rows, inputs, outputs):
+    """However it is computed, to the last bits; also with more axes, and members side by side."""
+    random = np.random.default_rng(0)
+    x, w = random.normal(size=(rows, inputs)), random.normal(size=(inputs, outputs))
+    g = random.normal(size=(rows, outputs))
+    x, w, g = (jnp.asarray(array, jnp.float32) for array in (x, w, g))
+
+    def product(x, w):
+        return networks.dense_product(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+
+    out, pull = jax.vjp(product, x, w)
+    of_x, of_w = pull(g)
+    np.testing.assert_allclose(out, np.float64(x) @ np.float64(w), atol=1e-5)
+    np.testing.assert_allclose(of_x, np.float64(g) @ np.float64(w).T, atol=1e-5)
+    exact = np.float64(x).T @ np.float64(g)
+    np.testing.assert_allclose(of_w, exact, atol=1e-4)
+    _, pull = jax.vjp(jax.vmap(product, (0, None)), x[None], w)
+    np.testing.assert_allclose(pull(g[None])[1], exact, atol=1e-4)
+
+
+def test_a_network_for_forward_mode_can_be_differentiated_so():
+    plain = Network(outputs=2, obs_ndim=1, hidden_sizes=(4,), forward_mode=True)
+    x = jnp.ones((3, 2))
+    params = plain.init(jax.random.key(0), x)
+    tangents = jax.tree.map(jnp.ones_like, params)
+    _, out = jax.jvp(lambda p: plain.apply(p, x), (params,), (tangents,))
+    _, pull = jax.vjp(lambda p: plain.clone(forward_mode=False).apply(p, x), params)
+    along = optax.tree.vdot(pull(jnp.ones((3, 2)))[0], tangents)
+    np.testing.assert_allclose(out.sum(), along, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [8, networks.NARROW])
+def test_operands_in_bfloat16_are_rounded_and_their_products_added_up_in_float32(width):
+    """Forwards and to go back; what is multiplied after them is float32 again."""
+    random = np.random.default_rng(1)
+    x, w = random.normal(size=(64, width)), random.normal(size=(width, width))
+    x, w = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
+
+    def product(x, w):
+        dimensions = ((1,), (0,)), ((), ())
+        return networks.dense_product(x, w, dimensions, operands="bfloat16")
+
+    def rounded(array):
+        return np.float64(jnp.asarray(array, jnp.bfloat16))
+
+    out, pull = jax.jit(lambda x, w: jax.vjp(product, x, w))(x, w)
+    of_x, of_w = pull(out)
+    assert out.dtype == of_x.dtype == of_w.dtype == jnp.float32
+    exact = rounded(x) @ rounded(w)
+    np.testing.assert_allclose(out, exact, atol=1e-4)
+    assert np.abs(exact - np.float64(x) @ np.float64(w)).max() > 1e-3  # it is not float32
+    np.testing.assert_allclose(of_x, rounded(out) @ rounded(w).T, atol=1e-3)
+    if jax.default_backend() == "cpu":
+        np.testing.assert_allclose(of_w, np.float64(x).T @ np.float64(out), rtol=1e-4, atol=1e-2)
+
+
+def test_dropout_is_before_layer_norm():
+    """So that each layer's inputs still have mean 0 and variance 1 (DroQ), in training too."""
+    network = Network(outputs=64, obs_ndim=1, hidden_sizes=(64,), layer_norm=True, dropout=0.5)
+    obs = jax.random.normal(KEY, (5, 3))
+    params = network.init(KEY, obs)
+    head = {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}
+    params = {"params": params["params"] | {"Dense_1": head}}
+    seen = network.apply(params, obs, training=True, rngs={"dropout": KEY})
+    before = np.arctanh(np.asarray(seen, np.float64))
+    np.testing.assert_allclose(before.mean(axis=1), 0, atol=1e-3)
+    np.testing.assert_allclose(before.std(axis=1), 1, atol=1e-2)
+    # What was dropped is one value: that which LayerNorm makes of 0.
+    for row in before:
+        _, counts = np.unique(row.round(4), return_counts=True)
+        assert counts.max() > 16

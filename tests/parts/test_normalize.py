@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.parts.normalize import RewardScale, RunningMoments
+from jaxrl.parts.normalize import RewardScale, RunningMoments, normalized
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2, 1)])
@@ -79,3 +79,35 @@ def test_reward_scale_is_the_deviation_of_discounted_returns_so_far():
         np.testing.assert_allclose(scale.returns, running, rtol=1e-5, atol=1e-6)
         std = np.concatenate(seen).std()
         np.testing.assert_allclose(scale.scale(jnp.array([std, -std])), [1, -1], rtol=1e-4)
+
+
+def test_the_scale_of_recorded_rewards_is_that_of_their_returns():
+    rng = np.random.default_rng(0)
+    rewards, dones = rng.normal(size=40), rng.random(40) < 0.1
+    value, values = 0.0, []
+    for reward, done in zip(rewards, dones, strict=True):
+        value = reward + 0.9 * value
+        values.append(value)
+        value = 0.0 if done else value
+    scale = RewardScale.of_recorded(3, jnp.asarray(rewards), jnp.asarray(dones), 0.9)
+    assert scale.moments.var == pytest.approx(np.var(values), rel=1e-4)
+    assert scale.moments.seen == 40
+    np.testing.assert_array_equal(scale.returns, np.zeros(3))
+
+
+def test_denormalising_inverts_normalising():
+    rng = np.random.default_rng(0)
+    moments = RunningMoments.of_shape((3,)).update(
+        jnp.asarray(rng.normal(50, 7, (200, 3)), jnp.float32)
+    )
+    x = jnp.asarray(rng.normal(50, 700, (20, 3)), jnp.float32)
+    normal = moments.normalize(x, clip=jnp.inf)
+    assert np.abs(normal).max() > 10
+    np.testing.assert_allclose(moments.denormalize(normal), x, rtol=1e-5, atol=1e-3)
+    assert RunningMoments.of_shape(()).denormalize(jnp.float32(3)) == 3
+
+
+def test_normalized_advantages_have_mean_0_and_deviation_1():
+    advantage = jnp.asarray(np.random.default_rng(0).normal(5, 3, 100), jnp.float32)
+    actual = np.asarray(normalized(advantage))
+    assert (actual.mean(), actual.std()) == (pytest.approx(0, abs=1e-6), pytest.approx(1))

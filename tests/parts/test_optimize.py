@@ -5,17 +5,23 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
 from jaxrl.parts.optimize import (
     MISSING,
+    clipped_adamw,
+    descend,
+    descend_epochs,
     epoch_keys,
+    learn_every,
     learn_if,
     linear_schedule,
     mean_over_steps,
     minibatch_epochs,
     permutation,
+    require_minibatches,
 )
 
 shuffle = jax.jit(permutation, static_argnums=1)
@@ -121,3 +127,74 @@ def test_learning_waits_until_it_is_ready():
         learner, metrics = learn_if(jnp.asarray(ready), learn, jnp.float32(1), missing)
         assert learner == 1 + ready
         np.testing.assert_array_equal(metrics["loss"], 1 if ready else np.float32(missing))
+
+
+def test_clipped_adamw_is_that_of_a_plain_loop():
+    """Gradients above and below the norm; decay is of the parameters, not of the gradient."""
+    rate, norm, decay = 0.1, 2.0, 0.3
+    optimizer = clipped_adamw(rate, norm, decay)
+    pulls = np.array([[3.0, -4.0], [0.3, 0.4], [-6.0, 8.0]])
+    params = jnp.array([1.0, -2.0])
+    state, x, m, v = optimizer.init(params), np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    for t, pull in enumerate(pulls, start=1):
+        params, state, _, _ = descend(optimizer, lambda p: (p @ pull, ()), params, state)  # noqa: B023
+        gradient = pull * min(1.0, norm / np.linalg.norm(pull))
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        x = x - rate * step - rate * decay * x
+    np.testing.assert_allclose(params, x, rtol=1e-5)
+    # Its state is Adam's, so that what was saved by one can be read by the other.
+    plain = clipped_adamw(rate, np.inf, 0.0).init(params)
+    assert jax.tree.structure(plain) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("period", [1, 3])
+def test_learn_every_takes_the_last_of_each_period(period):
+    def learn(x):
+        return x + 1, {"loss": 2.0 * x}
+
+    take = jax.jit(lambda n, x: learn_every(period, n, learn, x))
+    x, losses = jnp.float32(0), []
+    for n in range(6):
+        x, metrics = take(n, x)
+        losses.append(float(metrics["loss"]))
+    assert x == 6 // period
+    missing = float(np.float32(MISSING))
+    expected = [0, 2, 4, 6, 8, 10] if period == 1 else [missing, missing, 0, missing, missing, 2]
+    assert losses == expected
+
+
+def test_epochs_of_gradient_steps_are_a_plain_loop_over_the_shuffled_rows():
+    rows = {"x": np.linspace(-1.0, 2.0, 12), "y": np.cos(np.arange(12.0))}
+    rate, key, w = 0.3, jax.random.key(0), np.float64(0.5)
+    optimizer = optax.sgd(rate, momentum=0.9)
+
+    def loss_fn(w, part):
+        errors = w * part["x"] - part["y"]
+        return 0.5 * (errors**2).mean(), {"largest": jnp.abs(errors).max()}
+
+    start = jnp.float32(w)
+    batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rows)
+    learnt, _, loss, aux = jax.jit(
+        partial(descend_epochs, optimizer, loss_fn), static_argnums=(4, 5)
+    )(start, optimizer.init(start), key, batch, 2, 3)
+
+    velocity, losses, largest = 0.0, [], []
+    for epoch_key in epoch_keys(key, 2):
+        for part in np.asarray(permutation(epoch_key, 12)).reshape(3, 4):
+            x, y = rows["x"][part], rows["y"][part]
+            errors = w * x - y
+            losses.append(0.5 * (errors**2).mean())
+            largest.append(np.abs(errors).max())
+            velocity = 0.9 * velocity + (errors * x).mean()
+            w -= rate * velocity
+    np.testing.assert_allclose(learnt, w, rtol=1e-5)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(aux["largest"], np.mean(largest), rtol=1e-5)
+
+
+def test_minibatches_have_one_size():
+    require_minibatches(4, 8, 2, "trpo")
+    line = "trpo: num_minibatches=3 does not divide the batch of 16 = num_envs 8 x num_steps 2"
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        require_minibatches(3, 8, 2, "trpo")

@@ -7,9 +7,11 @@ import pytest
 import scipy.stats
 
 from jaxrl.parts import replay
+from jaxrl.parts.losses import n_step_target
 from jaxrl.parts.rollout import Transition
 from jaxrl.parts.trees import nbytes
 
+KEY, GAMMA = jax.random.key(0), 0.9
 ENVS, STEPS, ROWS = 3, 2, 6  # two rows a rollout, three rollouts until it wraps around
 
 
@@ -35,8 +37,9 @@ def rollout(i):
     )
 
 
-def filled(rollouts, lean):
-    memory = replay.create(jnp.zeros((ENVS, 1), jnp.uint16), jnp.zeros(ENVS, jnp.int32), ROWS, lean)
+def filled(rollouts, lean, windows=False):
+    obs, action = jnp.zeros((ENVS, 1), jnp.uint16), jnp.zeros(ENVS, jnp.int32)
+    memory = replay.create(obs, action, ROWS, lean, windows)
     for i in range(rollouts):
         memory = replay.add(memory, jnp.int32(i * STEPS), rollout(i))
     return memory
@@ -92,6 +95,7 @@ def test_bytes():
     """Per step: action 4, reward 4, terminated 1, and two observations of 2, or one and a flag."""
     assert nbytes(filled(0, False)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 2)
     assert nbytes(filled(0, True)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 1)
+    assert nbytes(filled(0, False, windows=True)) == ROWS * ENVS * (2 + 4 + 4 + 1 + 2 + 1)
 
 
 def test_a_single_lean_row_has_no_successor_yet():
@@ -103,3 +107,79 @@ def test_a_single_lean_row_has_no_successor_yet():
         jax.random.key(0), replay.add(memory, jnp.int32(0), first), jnp.int32(1), 50
     )
     assert not batch.valid.any()
+
+
+def value(obs):
+    """Of a state, for windows that bootstrap: any function of what is observed."""
+    return np.sin(np.asarray(obs, np.float64))
+
+
+def looped_target(row, env, newest, n, lean):
+    """The n-step target of the step at (row, env), by the rule of `rollout`; None where lost."""
+    total = 0.0
+    for i in range(n):
+        obs = (row + i) * 10 + env
+        total += GAMMA**i * obs / 2
+        if (row + i + env) % 5 == 1:
+            return total
+        if (row + i + env) % 7 == 2:
+            return None if lean else total + GAMMA ** (i + 1) * value(np.uint16(65535))
+        if row + i == newest:
+            break
+    return total + GAMMA ** (i + 1) * value(obs + 10)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize(("rollouts", "n"), [(1, 3), (2, 2), (3, 4), (5, 3), (8, 6), (8, 9)])
+def test_windows_give_the_targets_of_a_plain_loop(rollouts, n, lean):
+    """Terminal states, time limits, the newest step and the wrap-around, all within windows."""
+    written = rollouts * STEPS
+    newest = written - 1 - lean  # whose successor is known
+    memory = filled(rollouts, lean, windows=True)
+    batch = replay.sample(jax.random.key(n), memory, jnp.int32(written), 600, n_step=n)
+    assert batch.reward.shape == (600, n)
+    obs = np.asarray(batch.obs, int)[:, 0]
+    stored = range(max(0, written - ROWS), newest + 1)
+    assert set(obs) == {row * 10 + env for row in stored for env in range(ENVS)}
+    np.testing.assert_array_equal(batch.action, obs + 1)
+    next_value = jnp.asarray(value(batch.next_obs[:, 0]), jnp.float32)
+    args = batch.reward, batch.num_steps, batch.terminated, next_value, GAMMA
+    found = np.asarray(n_step_target(*args))
+    expected = [looped_target(o // 10, o % 10, newest, n, lean) for o in obs]
+    np.testing.assert_array_equal(batch.valid, [target is not None for target in expected])
+    at = np.asarray(batch.valid)
+    np.testing.assert_allclose(found[at], [x for x in expected if x is not None], rtol=1e-5)
+
+
+def test_windows_of_recorded_steps_give_the_targets_of_a_plain_loop():
+    """Episodes that terminate (step 3), are cut (step 7), and stop with the data (step 11)."""
+    size, n = 12, 4
+    terminated, truncated = np.arange(size) == 3, np.arange(size) == 7
+    obs = np.arange(size, dtype=np.float32)
+    rewards = np.random.default_rng(0).normal(size=size)
+    rewards[8] = 1e30  # of the next episode: it must not be seen
+    data = replay.Dataset(
+        obs=jnp.asarray(obs)[:, None],
+        action=jnp.arange(size),
+        reward=jnp.asarray(rewards, jnp.float32),
+        terminated=jnp.asarray(terminated),
+        truncated=jnp.asarray(truncated),
+        next_obs=jnp.asarray(obs)[:, None] + 100,
+        best_first=jnp.asarray(np.roll(np.arange(size), 5)),
+        return_range=jnp.zeros(2),
+    )
+    batch = replay.draw(KEY, data, 300, n_step=n)
+    first = np.asarray(batch.action)
+    expected = []
+    for i in first:
+        total = 0.0
+        for k in range(n):
+            total += GAMMA**k * rewards[i + k]
+            if terminated[i + k] or truncated[i + k] or i + k == size - 1:
+                break
+        bootstrap = 0.0 if terminated[i + k] else GAMMA ** (k + 1) * value(i + k + 100)
+        expected.append(total + bootstrap)
+    next_value = jnp.asarray(value(batch.next_obs[:, 0]), jnp.float32)
+    args = batch.reward, batch.num_steps, batch.terminated, next_value, GAMMA
+    assert set(first) == set(range(size))
+    np.testing.assert_allclose(n_step_target(*args), expected, rtol=1e-5)

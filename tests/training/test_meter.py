@@ -26,7 +26,7 @@ def test_a_sweep_adds_up_its_members_and_says_what_it_announces(capsys):
     assert len(lines) == 8
     said = []
     jaxrl.sweep(toy(iterations=4), batch_size=1, progress=True, announce=said.append)
-    assert said == ["program 1 of 1: 1 members"]
+    assert said == ["program 1 of 1: 1 member"]
     assert "program" not in capsys.readouterr().err
 
 

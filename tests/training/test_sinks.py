@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import jaxrl
+from experiments.runs.schema import read_lines
 from jaxrl.training.sinks import JsonLines, TensorBoard, Wandb
 from tests.training.test_sweep import toy
+from tests.training.tuned import tuned
 
 SPACE = {"rate": [0.1, 0.5], "num_steps": [4, 2]}
 MEMBERS = [(rate, n, seed) for rate in (0.1, 0.5) for n in (4, 2) for seed in (0, 1)]
@@ -181,3 +183,59 @@ def test_one_that_is_not_installed_is_a_line(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(ValueError, match=r"tensorboardX is not installed: pip install -e '\.\["):
         TensorBoard(tmp_path)
+
+
+# Searches that change hyper-parameters while they run ---------------------------------------------
+
+RATES = {"rate": jaxrl.Log(1e-4, 1.0, 9)}
+
+
+def halved(*sinks):
+    return jaxrl.halving(tuned(iterations=9), RATES, callbacks=sinks)
+
+
+def test_the_survivors_of_halving_are_logged(tmp_path, fake_wandb):
+    log = tmp_path / "log.jsonl"
+    population = halved(JsonLines(log), TensorBoard(tmp_path), Wandb("test", id="mine"))
+    lines = read_lines(log)
+    rates = [row["rate"] for row in population.table]
+    assert [rung.iteration for rung in population.rungs] == [1, 3, 9]
+    for line in lines:
+        rung = population.rungs[line["batch"]]
+        assert line["numbers"] == rung.members
+        assert line["hyperparameters"] == {"rate": [rates[i] for i in rung.members]}
+    last = {name: value for _, name, value in events(tmp_path / "2")}
+    assert last["members"] == 1
+    (winner,) = population.rungs[-1].members
+    for which in ("lowest", "median", "highest"):
+        assert last[f"hyperparameters/rate/{which}"] == pytest.approx(rates[winner])
+    first = {name: value for _, name, value in events(tmp_path / "0")}
+    assert first["members"] == 9
+    spread = [first[f"hyperparameters/rate/{which}"] for which in ("lowest", "median", "highest")]
+    np.testing.assert_allclose(spread, [1e-4, 1e-2, 1.0], rtol=1e-5)
+    for run in fake_wandb.begun:
+        number = run.arguments["config"]["member"]
+        assert {row["hyperparameters/rate"] for row in run.logged} == {rates[number]}
+        steps = np.nanmax(population.history.env_steps[number])
+        assert run.logged[-1]["env_steps"] == steps
+
+
+def test_what_population_based_training_changes_is_logged(tmp_path, fake_wandb):
+    log = tmp_path / "log.jsonl"
+    sinks = [JsonLines(log), TensorBoard(tmp_path, member=0), Wandb("test", id="mine")]
+    population = jaxrl.pbt(tuned(iterations=9), RATES, every=12, callbacks=sinks)
+    assert any(e.values != population.exchanges[0].values for e in population.exchanges[1:])
+
+    def values(iteration):  # while this iteration was trained
+        return [e for e in population.exchanges if e.iteration < iteration][-1].values["rate"]
+
+    for line in read_lines(log):
+        assert line["numbers"] == list(range(9))
+        assert line["hyperparameters"]["rate"] == pytest.approx(values(line["iteration"]))
+    for step, name, value in events(tmp_path / "0"):
+        if name == "hyperparameters/rate":
+            assert value == pytest.approx(values(step // 4)[0], rel=1e-5)
+    for number, run in enumerate(fake_wandb.begun):
+        for row in run.logged:
+            expected = values(row["env_steps"] // 4)[number]
+            assert row["hyperparameters/rate"] == pytest.approx(expected)

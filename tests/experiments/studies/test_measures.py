@@ -1,9 +1,18 @@
 """What studies compute by themselves."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from experiments.studies import active_sampling, curves, noisy_clip, second_order, two_peaks
+from experiments.studies import (
+    active_sampling,
+    curves,
+    disagreement,
+    noisy_clip,
+    second_order,
+    two_peaks,
+)
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.3, 1.0])
@@ -65,3 +74,45 @@ def test_clipping_rules_are_compared_by_share_by_spread_and_by_what_is_lost():
     assert noisy_clip.relative(cells, *pair).mean == pytest.approx(-0.5)
     assert noisy_clip.spread(cells, *pair).mean == pytest.approx((20 - 80) / 3)
     assert noisy_clip.lost(cells, *pair).mean == pytest.approx(0.05)
+
+
+def test_runs_of_two_agents_are_compared_by_shares_of_return_and_by_how_near_they_are():
+    cells = {
+        f"{env}/{agent}": {
+            "final_return": returns,
+            "log10_kl_at_visited_states": [kl, kl + 0.2],
+            "log10_kl_at_random_states": [kl - 1.0] * 2,
+        }
+        for env in disagreement.ENVS
+        for agent, returns, kl in (("SAC", [-100.0, -140.0], 1.0), ("QED", [-120.0, -132.0], -0.6))
+    }
+    assert disagreement.relative(cells, "brax/reacher", "QED", "SAC").mean == pytest.approx(-0.05)
+    assert disagreement.spread(cells, "Pendulum-v1", "QED", "SAC").mean == pytest.approx(6 - 20)
+    nearer = disagreement.STUDY.claims()[0].intervals(cells)
+    np.testing.assert_allclose([interval.mean for interval in nearer], 1.6)  # SAC's less QED's
+    assert len(nearer) == 2 * len(disagreement.ENVS)
+
+
+def test_pairs_of_runs_are_measured_at_states_that_they_share():
+    """Of two pairs of known policies: means 1 apart, deviations of 1."""
+    import jax
+    import jax.numpy as jnp
+
+    import envs_jax
+    from agents.off_policy.qed import QED
+
+    env, env_params = envs_jax.make("Pendulum-v1")
+    agent = QED(env, env_params, hidden_sizes=(), buffer_size=64)
+    state = agent.init(jax.random.key(0))
+
+    def with_mean(mean):
+        actor = jax.tree.map(jnp.zeros_like, state.learner.actor)
+        actor["params"]["Dense_0"]["bias"] = jnp.array([mean, 0.0])
+        return SimpleNamespace(
+            agent=agent, state=state._replace(learner=state.learner._replace(actor=actor))
+        )
+
+    found = disagreement.cross_run([with_mean(m) for m in (0.3, 1.3, -0.5, 0.5)])
+    for values in found.values():
+        np.testing.assert_allclose(values, np.log10(0.5), atol=1e-5)
+    assert found.keys() == {"visited", "random"}
