@@ -59,7 +59,8 @@ def test_page_is_that_of_the_kept_results(tmp_path):
     assert page == (reproduce.KEPT / "README.md").read_text()
 
 
-LATER = {"search", "wasserstein", "disagreement", "xqc", "gate", "collapse"}  # whose full scale has still to be run
+# Those whose full scale has still to be run.
+LATER = {"search", "wasserstein", "disagreement", "xqc", "gate", "collapse"}
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)
