@@ -102,12 +102,13 @@ class GDPO(Sequence):
     def advantages(
         self, state: SequenceState, answers: Answers, key: jax.Array
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        metrics: dict[str, jax.Array] = {}
         if self.rewards == "verified":
-            rewards, metrics = answers.verdict.rewards, {}
-            weights = jnp.ones(rewards.shape[-1])
+            rewards = answers.verdict.rewards
+            weights = jnp.ones(rewards.shape[-1], rewards.dtype)
         else:
             rewards, metrics = self.intrinsic(state, answers)
-            weights = jnp.stack([self.agreement_weight, self.certainty_weight])
+            weights = jnp.array([self.agreement_weight, self.certainty_weight], rewards.dtype)
         advantage = channel_advantages(rewards, weights, self.normalize)
         if self.normalize_batch:
             advantage = batch_z_score(advantage)
