@@ -37,7 +37,7 @@ ANSWERS = 10  # there are
 PANELS = {
     "accuracy": "accuracy",
     "entropy": "entropy per token",
-    "commonest_share": "share of the commonest answer",
+    "commonest_share": "commonest answer, share",
 }
 
 
