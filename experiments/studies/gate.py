@@ -93,7 +93,8 @@ class Gate(study.Study):
             name: metrics[name].reshape(len(leaks), seeds, -1)
             for name in ("reward_gap", "validation_accuracy", "valid_proposals", "valid_tasks")
         }
-        measures, means = {}, {}
+        measures: dict[str, np.ndarray] = {}
+        means: dict[str, dict[str, list[float]]] = {}
         for leak, gap, validation, proposals, tasks in zip(leaks, *curves.values(), strict=True):
             measures |= {
                 named("gap", leak): last(gap),
