@@ -249,7 +249,8 @@ def _product_backward(
 
 _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
-FEW_ROWS, FEW_OUTPUTS = 4096, 8  # beyond both a transposed copy costs what it gains: measured
+# Beyond so many numbers a transposed copy costs what it gains, but where the result is narrow.
+MOST_COPIED, FEW_OUTPUTS = 2**19, 8
 
 
 def weight_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -265,10 +266,10 @@ def weight_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """
     barrier = lax.optimization_barrier
     (rows, inputs), outputs = x.shape, gradient.shape[-1]
-    few = rows <= FEW_ROWS
-    if (rows + inputs) * outputs < rows * inputs and (few or outputs <= FEW_OUTPUTS):
+    copies = (rows + inputs) * outputs
+    if copies < rows * inputs and (copies <= MOST_COPIED or outputs <= FEW_OUTPUTS):
         return barrier(barrier(gradient.T) @ x).T
-    return (barrier(x.T) if few else x.T) @ gradient
+    return (barrier(x.T) if rows * inputs <= MOST_COPIED else x.T) @ gradient
 
 
 class BatchRenorm(nn.Module):

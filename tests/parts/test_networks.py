@@ -141,8 +141,8 @@ def test_dropout_acts_in_training_alone():
         (7, 5, 5),
         (7, 9, 2),
         (7, 2, 9),
-        (networks.FEW_ROWS + 1, 12, 9),
-        (networks.FEW_ROWS + 1, 9, 3),
+        (networks.MOST_COPIED // 9, 12, 10),
+        (networks.MOST_COPIED // 9, 10, 3),
     ],
 )
 def test_gradients_of_a_dense_layer_are_those_of_a_plain_product(rows, inputs, outputs):
@@ -160,9 +160,9 @@ def test_gradients_of_a_dense_layer_are_those_of_a_plain_product(rows, inputs, o
     np.testing.assert_allclose(out, np.float64(x) @ np.float64(w), atol=1e-5)
     np.testing.assert_allclose(of_x, np.float64(g) @ np.float64(w).T, atol=1e-5)
     exact = np.float64(x).T @ np.float64(g)
-    np.testing.assert_allclose(of_w, exact, atol=1e-4)
+    np.testing.assert_allclose(of_w, exact, rtol=1e-4, atol=1e-3)
     _, pull = jax.vjp(jax.vmap(product, (0, None)), x[None], w)
-    np.testing.assert_allclose(pull(g[None])[1], exact, atol=1e-4)
+    np.testing.assert_allclose(pull(g[None])[1], exact, rtol=1e-4, atol=1e-3)
 
 
 def test_a_network_for_forward_mode_can_be_differentiated_so():
