@@ -41,6 +41,8 @@ AGENTS = {
     "grpo": "sequences.grpo:GRPO",
     "poise": "sequences.poise:POISE",
     "vpo": "sequences.vpo:VPO",
+    "gdpo": "sequences.gdpo:GDPO",
+    "selfplay": "sequences.selfplay:SelfPlay",
 }
 
 

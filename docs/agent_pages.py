@@ -95,7 +95,7 @@ def explained() -> dict[str, str]:
 @functools.cache
 def first_accepted(name: str) -> tuple[Any, str, bool]:
     """An agent on the first environment it accepts, its id, whether it learns from records."""
-    for env_id in ("CartPole-v1", "Pendulum-v1", "sequences/sum"):
+    for env_id in ("CartPole-v1", "Pendulum-v1", "sequences/sum", "sequences/dsl"):
         env, env_params = envs_jax.make(env_id)
         data = datasets.blank(env, env_params).dataset(env, env_params)
         for fields in [{"data": data}] if agents.AGENTS[name].startswith("offline") else [{}]:

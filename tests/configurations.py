@@ -17,7 +17,7 @@ from gymnax.environments import spaces
 import agents
 import jaxrl
 from envs_jax.datasets import Recording
-from envs_jax.sequences import Sum
+from envs_jax.sequences import Dsl, Sum
 from jaxrl import Agent
 from jaxrl.agent import Hyperparameter
 from jaxrl.loops.sequence import Sequence
@@ -38,10 +38,20 @@ TINY = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "abs": {"min_steps": 4, "max_steps": 8},
+    "gdpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "grpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "mixturesac": {"num_components": 2},
     "poise": {"num_prompts": 2, "group_size": 2, "width": 4, "probe_batches": 2},
     "recurrentppo": {"core_size": 4},
+    "selfplay": {
+        "num_prompts": 4,
+        "group_size": 2,
+        "width": 4,
+        "pretraining_steps": 1,
+        "pool_size": 5,
+        "seed_tasks": 3,
+        "validation_tasks": 2,
+    },
     "sft": {"num_prompts": 2, "group_size": 2, "width": 4},
     "softgac": {"bridge_width": 4, "bridge_steps": 2},
     "vpo": {"num_prompts": 2, "group_size": 2, "width": 4},
@@ -74,6 +84,7 @@ ENVS = {
     "continuous actions": SignedLimit(continuous=True, limit=3),
     "images": Image(),
     "sequences": Sum(digits=3),
+    "expressions": Dsl(),
 }
 SOURCES = ("environments", "data", "both")
 KINDS = [(env, source) for env in ENVS for source in SOURCES]
@@ -104,6 +115,8 @@ def make(name: str, env: str, source: str) -> Agent:
     """The agent in one kind of configuration; ValueError where it does not accept that."""
     cls = agents.get(name)
     if env == "sequences" and not issubclass(cls, Sequence):
+        raise ValueError("would do, but takes longer")
+    if env == "expressions" and name != "selfplay":  # which takes nothing else
         raise ValueError("would do, but takes longer")
     declared = {h.name for h in cls.hyperparameters()}
     fields = {k: v for k, v in (TINY | OWN.get(name, {})).items() if k in declared}

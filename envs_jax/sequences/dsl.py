@@ -26,8 +26,8 @@ def run(expression: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, j
 
     Prefix notation is read from the right: a value is pushed, an operator takes its first operand
     from the top. The end token fills the rest of a short expression. Invalid: an operand is missing
-    or left over, the stack overflows, MOD 0, or something follows the end token. Everything is
-    modulo 17, NEG a too; MOD, MAX and MIN are those of the numbers 0..16.
+    or left over, the stack overflows, MOD 0, x or y is no value, or something follows the end.
+    Everything is modulo 17, NEG a too; MOD, MAX and MIN are those of the numbers 0..16.
     """
 
     def step(carry: Any, token: jax.Array) -> Any:
@@ -60,7 +60,7 @@ def run(expression: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, j
     start = jnp.zeros(DEPTH, jnp.int32), jnp.int32(0), jnp.bool_(True)
     tokens = expression.astype(jnp.int32)
     (stack, size, valid), _ = lax.scan(step, start, tokens, reverse=True)
-    valid &= size == 1
+    valid &= (size == 1) & (x < MODULUS) & (y < MODULUS)
     return jnp.where(valid, stack[0], 0), valid
 
 
@@ -110,6 +110,7 @@ class Dsl(SequenceEnv):
     vocabulary = END + 1
     prompt_length = 2 + LENGTH
     answer_length = 1
+    values = MODULUS  # there are, the tokens below
 
     @property
     def default_params(self) -> Params:

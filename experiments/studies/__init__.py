@@ -20,6 +20,8 @@ STUDIES = (
     "memory",
     "noisy_clip",
     "retry",
+    "gate",
+    "collapse",
     "xqc",
     "wasserstein",
     "disagreement",

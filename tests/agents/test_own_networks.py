@@ -106,6 +106,7 @@ def test_every_network_of_an_agent_has_one(cls):
 WITHOUT = {
     "sft": "its network reads tokens, not observations",
     "grpo": "its network reads tokens, not observations",
+    **dict.fromkeys(("poise", "vpo", "gdpo", "selfplay"), "as grpo's"),
     "wpo": "of observations in a row alone, so far",
     "qed": "of observations in a row alone, so far",
     "xqc": "batch norm stands in every layer",

@@ -75,7 +75,7 @@ def test_every_metric_is_explained(name):
 
 def any_agent(name: str) -> jaxrl.Agent:
     """An agent with the first environment and data that it accepts."""
-    for env_id in ("CartPole-v1", "Pendulum-v1", "sequences/sum"):
+    for env_id in ("CartPole-v1", "Pendulum-v1", "sequences/sum", "sequences/dsl"):
         env, env_params = envs_jax.make(env_id)
         data = datasets.blank(env, env_params).dataset(env, env_params)
         for fields in ({}, {"data": data}):

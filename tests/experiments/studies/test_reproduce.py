@@ -66,6 +66,8 @@ LATER = {  # whose full scale has still to be run
     "xqc",
     "sequence_gradients",
     "vector_rewards",
+    "gate",
+    "collapse",
 }
 
 
