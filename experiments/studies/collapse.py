@@ -104,7 +104,9 @@ class Collapse(study.Study):
         }
         curves = {name: metrics[name].mean(0).round(4).tolist() for name in PANELS}
         return {
-            "measures": {name: np.round(x.astype(float), 4).tolist() for name, x in measures.items()},
+            "measures": {
+                name: np.round(x.astype(float), 4).tolist() for name, x in measures.items()
+            },
             "curves": curves,
         }
 

@@ -109,7 +109,9 @@ class Gate(study.Study):
                 "validation": smooth(validation).mean(0).round(4).tolist(),
             }
         return {
-            "measures": {name: np.round(x.astype(float), 4).tolist() for name, x in measures.items()},
+            "measures": {
+                name: np.round(x.astype(float), 4).tolist() for name, x in measures.items()
+            },
             "curves": means,
         }
 
