@@ -19,7 +19,7 @@ from tests.helpers import Toy
 from tests.probes import ActionChoice
 
 # Agents that take no discrete actions.
-CONTINUOUS = ("sac", "mixturesac", "softgac", "wpo", "qed", "cql", "td3bc")
+CONTINUOUS = "sac td3 mixturesac softgac wpo qed xqc xqcfd cql td3bc".split()
 ENV = ActionChoice()
 PARAMS = ENV.default_params
 
@@ -104,8 +104,8 @@ def test_unknown_fields_are_refused_with_the_nearest_names():
         override(ppo(), {"learning_rat": 1.0})
     with pytest.raises(ValueError, match=r"has no parameter 'bonu'; did you mean bonus\?"):
         override(ppo(), {"env.bonu": 1.0})
-    with pytest.raises(ValueError, match=r"unknown agent 'poo'; did you mean ppo"):
-        agents.get("poo")
+    with pytest.raises(ValueError, match=r"unknown agent 'pqm'; did you mean pqn\?"):
+        agents.get("pqm")
 
 
 def test_environment_parameters_keep_their_type():

@@ -213,7 +213,7 @@ BAD_INPUT = [
     ("train iql Pendulum-v1", "iql: learns from recorded data only: give it --data FILE"),
     ("train awac Pendulum-v1", "awac: learns from recorded data only: give it --data FILE"),
     ("train td3bc Pendulum-v1", "td3bc: learns from recorded data only: give it --data FILE"),
-    ("train fqe CartPole-v1", "unknown agent 'fqe'; `jaxrl list agents` shows all"),
+    ("train rainbow CartPole-v1", "unknown agent 'rainbow'; `jaxrl list agents` shows all"),
     ("train discretecql Pendulum-v1 --data x", "x: no such file"),
     ("train PPO CartPole-v1", "unknown agent 'PPO'; did you mean ppo?"),
     ("train ppo cartpole-v1", "unknown environment 'cartpole-v1'; did you mean CartPole-v1?"),
