@@ -117,7 +117,9 @@ class XQC(Learner):
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "continuous", self.name, self.env)
-        if self.discount == "episode" and not hasattr(self.env_params, "max_steps_in_episode"):
+        is_standin = getattr(self.env, "acts_only", False)  # which knows of no time
+        needs_limit = self.discount == "episode" and not is_standin
+        if needs_limit and not hasattr(self.env_params, "max_steps_in_episode"):
             raise ValueError(
                 f"xqc: {spaces.name_of(self.env)} has no time limit, which discount='episode' "
                 "follows: set discount='fixed'"
@@ -138,7 +140,7 @@ class XQC(Learner):
     @property
     def step_discount(self) -> float | jax.Array:
         """The discount of one step of the agent."""
-        if self.discount == "fixed":
+        if self.discount == "fixed" or getattr(self.env, "acts_only", False):
             return self.gamma
         repeat = getattr(self.env, "action_repeat", 1)
         return episode_discount(self.env_params.max_steps_in_episode / repeat)

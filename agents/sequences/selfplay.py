@@ -129,12 +129,14 @@ class SelfPlay(Sequence):
 
     # Init -------------------------------------------------------------------------------------
 
-    def init_memory(self, key: jax.Array) -> Memory:
+    def init_memory(self, key: jax.Array) -> Any:
         """The pool with its first tasks; the rest of the ring is not drawn from.
 
         Validation tasks are, up to chance, as many with each number of operators, which the
         environment draws uniformly.
         """
+        if getattr(self.env, "acts_only", False):  # an exported policy has no tasks
+            return ()
         validation = self.fresh_prompts(jax.random.key(VALIDATION), self.validation_tasks)
         tasks = self.fresh_prompts(key, self.seed_tasks)
         values, valid = self.execute(tasks)

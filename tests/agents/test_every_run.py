@@ -108,6 +108,7 @@ def test_probabilities_of_actions_add_up_to_one(runs):
     for obs in (jnp.full(agent.obs_shape, x) for x in (-1.0, 0.5)):
         log_probs = jax.vmap(partial(agent.log_prob, state, obs))(actions)
         if log_probs is not None:
-            assert float((jnp.exp(log_probs) * weights).sum()) == pytest.approx(1, abs=1e-3)
+            # 0.3 % of a normal of deviation 3 are where single precision knows 1 alone.
+            assert float((jnp.exp(log_probs) * weights).sum()) == pytest.approx(1, abs=4e-3)
     if log_probs is None:
-        assert runs.agent.name in ("softgac", "td3bc", "bc", "iql", "awac", "recurrentppo")
+        assert runs.agent.name in ("softgac", "td3", "td3bc", "bc", "iql", "awac", "recurrentppo")
