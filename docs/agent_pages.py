@@ -98,7 +98,8 @@ def first_accepted(name: str) -> tuple[Any, str, bool]:
     for env_id in ("CartPole-v1", "Pendulum-v1", "sequences/sum", "sequences/dsl"):
         env, env_params = envs_jax.make(env_id)
         data = datasets.blank(env, env_params).dataset(env, env_params)
-        for fields in [{"data": data}] if agents.AGENTS[name].startswith("offline") else [{}]:
+        recorded: dict[str, Any] = {"data": data}
+        for fields in [recorded] if agents.AGENTS[name].startswith("offline") else [{}, recorded]:
             with contextlib.suppress(ValueError, TypeError):
                 return agents.get(name)(env, env_params, **fields), env_id, bool(fields)
     raise ValueError(f"{name} accepts none of the environments that its page tries")
