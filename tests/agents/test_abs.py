@@ -40,14 +40,19 @@ def abs_agent(env=None, **changes):
 
 
 @pytest.mark.slow
-def test_fixed_length_equals_pqn_bit_for_bit():
-    """Eight steps: two epochs by eq. 10. Episodes end in both ways."""
+def test_fixed_length_equals_pqn():
+    """Eight steps: two epochs by eq. 10. Episodes end in both ways.
+
+    But for rounding: ABS adds up the gradients of slices.
+    """
     env = Chain(limit=3)
     fixed = jaxrl.train(abs_agent(env, min_steps=8, max_steps=8), seed=3)
     plain = PQN(env, env.default_params, num_steps=8, num_epochs=2, **FIXED)
     plain = jaxrl.train(plain, seed=3)
-    assert_same(fixed.state.params, plain.state.params)
-    assert_same(fixed.state.opt_state, plain.state.opt_state)
+    for part in ("params", "opt_state"):
+        pairs = zip(*(jax.tree.leaves(getattr(x.state, part)) for x in (fixed, plain)), strict=True)
+        for x, y in pairs:
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
     assert_same(fixed.state.actors, plain.state.actors)
     np.testing.assert_array_equal(fixed.history.env_steps, plain.history.env_steps)
     for name in ("epsilon", "episode_return", "episode_length", "episodes"):
