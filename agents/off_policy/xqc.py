@@ -25,8 +25,8 @@ from jaxrl.parts.categorical import (
     evenly_spaced,
     mean_of_atoms,
 )
+from jaxrl.parts.curvature import hessian_condition
 from jaxrl.parts.distributions import TanhNormal
-from jaxrl.parts.linalg import hessian_condition
 from jaxrl.parts.losses import td_target
 from jaxrl.parts.normalize import RewardScale
 from jaxrl.parts.normalized_networks import (
@@ -117,9 +117,7 @@ class XQC(Learner):
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "continuous", self.name, self.env)
-        is_standin = getattr(self.env, "acts_only", False)  # which knows of no time
-        needs_limit = self.discount == "episode" and not is_standin
-        if needs_limit and not hasattr(self.env_params, "max_steps_in_episode"):
+        if self.discount == "episode" and not hasattr(self.env_params, "max_steps_in_episode"):
             raise ValueError(
                 f"xqc: {spaces.name_of(self.env)} has no time limit, which discount='episode' "
                 "follows: set discount='fixed'"
@@ -140,7 +138,7 @@ class XQC(Learner):
     @property
     def step_discount(self) -> float | jax.Array:
         """The discount of one step of the agent."""
-        if self.discount == "fixed" or getattr(self.env, "acts_only", False):
+        if self.discount == "fixed":
             return self.gamma
         repeat = getattr(self.env, "action_repeat", 1)
         return episode_discount(self.env_params.max_steps_in_episode / repeat)

@@ -111,9 +111,7 @@ class XQCfD(Learner):
             raise ValueError(f"{self.name}: learns from demonstrations: give it --data FILE")
         super().check()
         spaces.require(self.action_space, "continuous", self.name, self.env)
-        is_standin = getattr(self.env, "acts_only", False)  # which knows of no time
-        needs_limit = self.discount == "episode" and not is_standin
-        if needs_limit and not hasattr(self.env_params, "max_steps_in_episode"):
+        if self.discount == "episode" and not hasattr(self.env_params, "max_steps_in_episode"):
             raise ValueError(
                 f"{self.name}: {spaces.name_of(self.env)} has no time limit, which "
                 "discount='episode' follows: set discount='fixed'"
@@ -136,7 +134,7 @@ class XQCfD(Learner):
     @property
     def step_discount(self) -> float | jax.Array:
         """The discount of one step of the agent."""
-        if self.discount == "fixed" or getattr(self.env, "acts_only", False):
+        if self.discount == "fixed":
             return self.gamma
         repeat = getattr(self.env, "action_repeat", 1)
         return episode_discount(self.env_params.max_steps_in_episode / repeat)

@@ -25,8 +25,8 @@ import optax
 
 from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
+from jaxrl.parts.curvature import gauss_newton, hessian_product, truncated_cg
 from jaxrl.parts.distributions import Categorical, Normal
-from jaxrl.parts.linalg import gauss_newton, hessian_product, truncated_cg
 from jaxrl.parts.optimize import descend_epochs, require_minibatches
 
 

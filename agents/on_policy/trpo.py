@@ -18,8 +18,8 @@ from jax import lax
 
 from jaxrl.agent import static, traced
 from jaxrl.loops.on_policy import Batch, OnPolicy
+from jaxrl.parts.curvature import cg, gauss_newton
 from jaxrl.parts.distributions import Categorical, Normal
-from jaxrl.parts.linalg import cg, gauss_newton
 from jaxrl.parts.optimize import descend_epochs, permutation, require_minibatches
 
 

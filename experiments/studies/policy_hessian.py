@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrl.parts.linalg import truncated_cg
+from jaxrl.parts.curvature import truncated_cg
 
 STATES, ACTIONS, GAMMA = 8, 3, 0.9
 METHODS = ("gradient", "natural", "acgn1", "acgn2")

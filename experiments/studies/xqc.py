@@ -165,7 +165,7 @@ def curvature_of(run: Any, settings: Mapping[str, Any]) -> tuple[float, float]:
     import jax
     import jax.numpy as jnp
 
-    from jaxrl.parts.linalg import hessian_condition
+    from jaxrl.parts.curvature import hessian_condition
 
     agent, state = run.agent, run.state
 

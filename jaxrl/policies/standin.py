@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,13 @@ class Box:
         return jax.random.uniform(key, self.shape, minval=self.low, maxval=self.high)
 
 
+class Params(NamedTuple):
+    max_steps_in_episode: int = 1  # agents may ask for a time limit; acting does not depend on it
+
+
+PARAMS = Params()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class StandIn:
     """Has the interface of gymnax 1.0 and the spaces of an environment, and no dynamics.
@@ -44,7 +51,7 @@ class StandIn:
     name: str
     observation: Discrete | Box
     action: Discrete | Box
-    default_params: Any = ()
+    default_params: Params = PARAMS
     acts_only: ClassVar[bool] = True  # an agent need not learn here
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, Any]:

@@ -10,19 +10,16 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from jaxrl.parts.linalg import (
+from jaxrl.parts.curvature import (
     cg,
-    cho_solve,
-    cholesky,
     condition_number,
     gauss_newton,
     hessian_product,
     lanczos,
-    qr,
-    solve_triangular,
     tridiagonal_eigenvalues,
     truncated_cg,
 )
+from jaxrl.parts.linalg import cho_solve, cholesky, qr, solve_triangular
 
 PRECISIONS = ("float32", "float64")
 SIZES = (1, 2, 7)
