@@ -7,7 +7,6 @@ actions are uniform, which bounds the divergence of the actions themselves from 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from jaxrl import spaces
 from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.loops.sources import Collected
+from jaxrl.parts.bridge import BridgeStep, Noise, antithetic, bridge
 from jaxrl.parts.distributions import project_to_atoms
 from jaxrl.parts.losses import td_target
 from jaxrl.parts.networks import (
@@ -34,44 +34,6 @@ from jaxrl.parts.networks import (
 )
 from jaxrl.parts.optimize import MISSING, copy_of, descend, learn_if, polyak
 from jaxrl.parts.replay import Batch, valid_mean
-
-UNIT_SCALE_BIAS = math.log(math.e - 1)  # softplus of it is 1
-
-
-class Noise(NamedTuple):
-    """What a path is made from: `base` (..., D) in (-1, 1) and `steps` (K, ..., D), normal."""
-
-    base: jax.Array
-    steps: jax.Array
-
-
-class BridgeStep(nn.Module):
-    """Drift and scale of one step of the bridge, from [obs, z]; scale 1 and a small drift first.
-
-    A `body`, if there is one, stands between observations and the rest.
-    """
-
-    width: int
-    action_size: int
-    input_norm: bool
-    obs_ndim: int
-    body: Callable[[jax.Array], jax.Array] | None = None
-    precision: str = "float32"
-
-    @nn.compact
-    def __call__(self, obs: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        layer = partial(nn.Dense, dot_general=partial(dense_product, operands=self.precision))
-        x = jnp.concatenate([features(self.body, obs, self.obs_ndim), z], axis=-1)
-        if self.input_norm:
-            x = nn.LayerNorm()(x)
-        x = nn.LayerNorm()(nn.elu(layer(self.width)(x)))
-        drift = layer(self.action_size, kernel_init=nn.initializers.xavier_uniform())(x)
-        scale = layer(
-            self.action_size,
-            kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(UNIT_SCALE_BIAS),
-        )(x)
-        return drift, nn.softplus(scale)
 
 
 class CrossQCritic(nn.Module):
@@ -426,44 +388,3 @@ class SoftGAC(Learner):
             return self.env_action(self.act(state.learner.actor, obs, key, deterministic))
 
         return policy
-
-
-def bridge(drift_and_scale: Any, params: Any, noise: Noise) -> tuple[jax.Array, jax.Array]:
-    """Actions tanh(z_K) (..., D) and path costs (...) of paths made from `noise`.
-
-    With h = 1/K and z_0 = artanh(base), whose density is that of the reference process at rest,
-
-        z_{k+1} = z_k + h b_k(z_k) + sqrt(2 h) sigma_k(z_k) eps_k,
-        C = 1/2 sum_{k,d} [sigma^2 - 1 - log sigma^2 + h (b + 2 tanh z)^2 / 2]:
-
-    the KL divergence of its steps from those of the reference, b = -2 tanh z and sigma = 1, summed
-    along the path. The reference is the Langevin process of the density sech^2, whose tanh is
-    uniform.
-
-    Args:
-        drift_and_scale: (params of step k, z) -> (b, sigma).
-        params: stacked (K, ...).
-    """
-    h = 1.0 / len(noise.steps)
-
-    def step(carry, row):
-        z, cost = carry
-        params_k, eps = row
-        drift, scale = drift_and_scale(params_k, z)
-        excess = scale**2 - 1 - 2 * jnp.log(scale) + 0.5 * h * (drift + 2 * jnp.tanh(z)) ** 2
-        z = z + h * drift + math.sqrt(2 * h) * scale * eps
-        return (z, cost + 0.5 * excess.sum(axis=-1)), None
-
-    edge = 1 - jnp.finfo(noise.base.dtype).eps
-    start = jnp.arctanh(jnp.clip(noise.base, -edge, edge))
-    carry = start, jnp.zeros_like(start[..., 0])
-    (z, cost), _ = lax.scan(step, carry, (params, noise.steps))
-    return jnp.tanh(z), cost
-
-
-def antithetic(noise: Noise) -> Noise:
-    """Each path (leading axis of `base`) and its mirror image."""
-    return Noise(
-        jnp.concatenate([noise.base, -noise.base]),
-        jnp.concatenate([noise.steps, -noise.steps], axis=1),
-    )

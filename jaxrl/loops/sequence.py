@@ -348,6 +348,10 @@ class Sequence(Agent):
         params = self.init_params(derive(key, Tag.INIT))
         if self.pretraining_steps and hasattr(self.env, "prompt"):
             params = self.pretrained(params, derive(key, Tag.INIT, 1))
+        return self.begun(key, params)
+
+    def begun(self, key: jax.Array, params: Any) -> SequenceState:
+        """The state at the start of a run from these parameters, which are its reference too."""
         memory = self.init_memory(derive(key, Tag.INIT, 2))
         return SequenceState(key, params, self.optimizer().init(params), copy_of(params), memory)
 
@@ -435,15 +439,15 @@ class Sequence(Agent):
 
     def adopt(self, state: Any) -> SequenceState:
         """The policy of another method's state, also as the reference; all else is fresh."""
-        fresh = self.init(derive(getattr(state, "key", jax.random.key(0)), Tag.ADOPT))
-        learnt = getattr(state, "params", None)
+        key = derive(getattr(state, "key", jax.random.key(0)), Tag.ADOPT)
+        learnt, fresh = getattr(state, "params", None), jax.eval_shape(self.init_params, key)
         same = [
             (str(jax.tree.structure(tree)), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
-            for tree in (learnt, fresh.params)
+            for tree in (learnt, fresh)
         ]
         if same[0] != same[1]:
             return super().adopt(state)
-        return fresh._replace(params=learnt, reference=copy_of(learnt))
+        return self.begun(key, learnt)
 
     def evaluated(
         self, state: SequenceState, key: jax.Array, number: int = 256, k: int = 8

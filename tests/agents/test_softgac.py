@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 from flax import linen as nn
 
-from agents.off_policy.softgac import Noise, SoftGAC, antithetic, bridge
+from agents.off_policy.softgac import SoftGAC
+from jaxrl.parts.bridge import Noise, antithetic, bridge
 from jaxrl.parts.networks import BatchRenorm
 from tests.probes import ConstantReward
 from tests.records import bandit
