@@ -57,7 +57,7 @@ OWN: dict[str, dict[str, Any]] = {
     "vpo": {"num_prompts": 2, "group_size": 2, "width": 4},
     "wpo": {"num_samples": 2, "num_components": 2},
     "xqc": {"actor_hidden_sizes": (4,)},
-    "xqcfd": {"actor_hidden_sizes": (4,), "clone_steps": 3, "num_atoms": 5, "num_features": 32},
+    "xqcfd": {"actor_hidden_sizes": (4,), "clone_steps": 3, "num_atoms": 5},
 }
 ITERATIONS = 6
 BODY = "tests.configurations:doubled"  # a network of one's own

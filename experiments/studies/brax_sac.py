@@ -122,22 +122,26 @@ def brax_arguments(agent: Any) -> dict[str, Any]:
     }
 
 
-def train_brax(env: str, arguments: dict[str, Any], seed: int) -> float:
-    """Mean final return of one seed, by Brax."""
+def give_back_replicated() -> None:
+    """Put back what is gone since jax 0.10 and Brax's trainers still call."""
     import jax
     import jax.numpy as jnp
+
+    def device_put_replicated(tree: Any, devices: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
+
+    module: Any = jax
+    if not hasattr(jax, "device_put_replicated"):
+        module.device_put_replicated = device_put_replicated
+
+
+def train_brax(env: str, arguments: dict[str, Any], seed: int) -> float:
+    """Mean final return of one seed, by Brax."""
     from brax import envs
     from brax.training.agents.sac import networks
     from brax.training.agents.sac.train import train
 
-    if not hasattr(jax, "device_put_replicated"):  # gone since jax 0.10; Brax still calls it
-
-        def device_put_replicated(tree: Any, devices: Sequence[Any]) -> Any:
-            return jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
-
-        module: Any = jax
-        module.device_put_replicated = device_put_replicated
-
+    give_back_replicated()
     arguments = dict(arguments)
     widths = tuple(arguments.pop("hidden_layer_sizes"))
     _, _, metrics = train(

@@ -1,4 +1,4 @@
-"""Training steps per second beside rejax, and beside nothing but the run's matrix products.
+"""Training steps per second beside rejax and Brax, and beside nothing but the run's products.
 
 Each side of a row runs in a process of its own that compiles once. Then the sides take turns, so
 that whatever else the machine does disturbs all of them alike; a row's figure is the median over
@@ -71,7 +71,7 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {
             "env": "brax/hopper",
             "steps": 131_072,
             "values": HOPPER,
-            "sides": ["train", "rejax"],  # each takes a minute or more to compile
+            "sides": ["train", "brax", "rejax"],  # each takes a minute or more to compile
         },
         1.4,
     ),

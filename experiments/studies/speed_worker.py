@@ -8,10 +8,13 @@ It answers each line on standard input with one of JSON: first, once it is compi
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import queue
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -126,6 +129,83 @@ def rejax_sweep(job: dict[str, Any]) -> tuple[Run, float]:
     return compiled(jax.vmap(of_rate, in_axes=(0, None)), rates, keys)
 
 
+def brax(job: dict[str, Any]) -> tuple[Run, float]:
+    """Brax's own PPO with the same sizes, without its evaluations.
+
+    Its `train` compiles whenever it is called. So it is called once, for more runs than are asked
+    for, and held after each.
+    """
+    begin = time.perf_counter()
+    agent = agent_of(job)
+    from brax import envs
+    from brax.training.agents.ppo.train import train
+
+    from experiments.studies.brax_sac import give_back_replicated
+
+    give_back_replicated()
+    env = envs.get_environment(job["env"].removeprefix("brax/"), backend="spring")
+    start: queue.Queue[None] = queue.Queue()
+    ends: queue.Queue[BaseException | None] = queue.Queue()
+
+    def hold(*_: Any) -> None:
+        ends.put(None)
+        start.get()
+
+    def train_on() -> None:
+        try:
+            train(env, progress_fn=hold, run_evals=False, **brax_arguments(agent))
+        except BaseException as error:
+            ends.put(error)
+
+    def run() -> None:
+        if error := ends.get():
+            raise error
+
+    threading.Thread(target=train_on, daemon=True).start()
+    run()
+    first = time.perf_counter() - begin
+
+    def again() -> None:
+        start.put(None)
+        run()
+
+    begin = time.perf_counter()
+    again()
+    return again, first - (time.perf_counter() - begin)
+
+
+def brax_arguments(agent: Any) -> dict[str, Any]:
+    """What Brax calls the sizes and hyper-parameters of our PPO. The rest stays its own."""
+    import jax
+    from brax.training.agents.ppo import networks
+
+    sizes = tuple(agent.hidden_sizes)
+    runs = 1_000
+    return {
+        "num_timesteps": runs * agent.total_steps,
+        "num_evals": runs + 1,  # the first of which is before the first run
+        "num_envs": agent.num_envs,
+        "unroll_length": agent.num_steps,
+        "batch_size": agent.num_envs // agent.num_minibatches,  # of unrolls
+        "num_minibatches": agent.num_minibatches,
+        "num_updates_per_batch": agent.num_epochs,
+        "learning_rate": float(agent.learning_rate),
+        "discounting": float(agent.gamma),
+        "gae_lambda": float(agent.gae_lambda),
+        "clipping_epsilon": float(agent.clip_range),
+        "entropy_cost": float(agent.entropy_coef),
+        "max_grad_norm": float(agent.max_grad_norm),
+        "normalize_observations": agent.normalize_observations,
+        "episode_length": int(agent.env_params.max_steps_in_episode),
+        "network_factory": functools.partial(
+            networks.make_ppo_networks,
+            policy_hidden_layer_sizes=sizes,
+            value_hidden_layer_sizes=sizes,
+            activation=jax.numpy.tanh,
+        ),
+    }
+
+
 SIDES: dict[str, Callable[[dict[str, Any]], tuple[Run, float]]] = {
     "train": train,
     "float32": float32,
@@ -135,6 +215,7 @@ SIDES: dict[str, Callable[[dict[str, Any]], tuple[Run, float]]] = {
     "sweep_one_device": sweep,
     "rejax": rejax,
     "rejax_sweep": rejax_sweep,
+    "brax": brax,
 }
 
 

@@ -128,8 +128,9 @@ def _reading(folder: Path) -> Iterator[Any]:
     options = CheckpointManagerOptions(read_only=True, multiprocessing_options=alone())
     manager = None
     for _ in range(OPENINGS):
-        # Between listing the checkpoints and looking at them, a run may have replaced one.
-        with contextlib.suppress(FileNotFoundError):
+        # Between listing the checkpoints and looking at them, a run may have replaced one; orbax
+        # asks first whether it is there, then whether it is a folder.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             manager = CheckpointManager(folder, options=options)
             break
     if manager is None:

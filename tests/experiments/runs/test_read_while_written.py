@@ -13,7 +13,7 @@ from experiments.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
-RESUMES = 6
+RESUMES = 4
 STEPS = 64 * 60  # more at each resume: sixty iterations, a save after each
 TRAIN = "train ppo CartPole-v1 num_envs=4 num_steps=16 num_minibatches=2 --seeds 2 --episodes 2"
 WRITER = f"""
@@ -33,21 +33,29 @@ sys.exit(max(status))
 NOT_YET = ("is not a run: it has no config.json", "nothing of it was saved yet")
 
 
-def test_what_is_read_while_it_is_written_is_right(tmp_path, capfd):
-    paths = [tmp_path / "a", tmp_path / "b"]
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path)],
+@pytest.fixture
+def writers(tmp_path):
+    """Two processes that write each its folder; a failed test leaves none behind."""
+    started = {
+        tmp_path / name: subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / name)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=os.environ | {"MPLBACKEND": "Agg"},
             text=True,
         )
-        for path in paths
-    ]
+        for name in ("a", "b")
+    }
+    yield started
+    for writer in started.values():
+        with writer:
+            writer.kill()
+
+
+def test_what_is_read_while_it_is_written_is_right(writers, capfd):
     seen, refused = [], []
-    while any(writer.poll() is None for writer in writers):
-        for path in paths:
+    while any(writer.poll() is None for writer in writers.values()):
+        for path in writers:
             for words in (["eval", "--episodes", "1"], ["plot"], ["watch"]):
                 if main([*words, str(path)]) == 0:
                     assert capfd.readouterr().err == ""  # no warning of damage
@@ -57,10 +65,10 @@ def test_what_is_read_while_it_is_written_is_right(tmp_path, capfd):
                     refused.append(error)
             with contextlib.suppress(ValueError):  # which the commands have told
                 seen.append((path, RunFolder.open(path).metrics()))
-    for writer in writers:
-        assert writer.wait() == 0, writer.stderr.read()
-        writer.stderr.close()
-    final = {path: RunFolder.open(path).metrics() for path in paths}
+    for writer in writers.values():
+        _, error = writer.communicate()
+        assert writer.returncode == 0, error
+    final = {path: RunFolder.open(path).metrics() for path in writers}
     lengths = set()
     for path, metrics in seen:
         length = metrics["steps"].shape[1]
@@ -69,5 +77,5 @@ def test_what_is_read_while_it_is_written_is_right(tmp_path, capfd):
             if name in metrics:
                 np.testing.assert_array_equal(metrics[name], final[path][name][:, :length])
     assert len(lengths) > 2 * RESUMES  # also in the middle of runs
-    assert {path for path, _ in lengths} == set(paths)
+    assert {path for path, _ in lengths} == set(writers)
     assert refused  # it was there before they were
