@@ -32,8 +32,8 @@ def fused(agent: Agent, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
     """
     state = agent.init(key)
     if agent.env_steps(state) is None:
-        return lax.scan(agent.step, state, jnp.arange(agent.num_iterations))
-    stop = jnp.asarray(agent.num_iterations)
+        return lax.scan(agent.step, state, jnp.arange(agent.num_iterations, dtype=jnp.int32))
+    stop = jnp.asarray(agent.num_iterations, jnp.int32)
     first = jnp.zeros((), jnp.int32)
     state, rows = iterate(agent.step, agent, state, first, stop, agent.num_iterations)
     return state, rows["metrics"]
