@@ -20,11 +20,11 @@ import optax
 from jax import lax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import TanhNormal
 from jaxrl.parts.losses import expectile_loss, td_target
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import copy_of, descend, polyak
 from jaxrl.parts.replay import Batch, valid_mean
 
@@ -58,6 +58,7 @@ class QED(Learner):
         "minimum", ("minimum", "own"), "next value that a critic learns: the smaller, or its own"
     )
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards in the targets")
+    network: Any = static("mlp", ("mlp", OWN), "or a body of yours, of every network")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths, of each network")
     activation: str = static("relu", ("tanh", "relu", "swish"), "of the hidden layers")
     layer_norm: bool = static(False, None, "LayerNorm in the critics")
@@ -67,6 +68,7 @@ class QED(Learner):
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "continuous", self.name, self.env)
+        require_body(self.network, self.obs_shape, self.name)
         low, high = self.min_temperature, self.max_temperature
         if isinstance(low, float) and isinstance(high, float) and low > high:
             raise ValueError(f"qed: min_temperature={low} is above max_temperature={high}")
@@ -78,16 +80,18 @@ class QED(Learner):
             precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             output_scale=0.01,
         )
 
     def make_critic(self) -> Network:
         return Network(
             outputs=1,
-            obs_ndim=1,
+            obs_ndim=len(self.obs_shape),
             precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             layer_norm=self.layer_norm,
         )
 
@@ -98,6 +102,7 @@ class QED(Learner):
             precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
         )
 
     def distribution(self, actor: Any, obs: jax.Array) -> TanhNormal:
@@ -107,8 +112,8 @@ class QED(Learner):
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B)."""
-        inputs = jnp.concatenate([obs.reshape(len(action), -1), action], axis=-1)
-        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+        critic = self.make_critic()
+        return jnp.stack([critic.apply(params, obs, action)[:, 0] for params in critics])
 
     def disagreement(self, params: Any, obs: jax.Array) -> jax.Array:
         """d(s) (B,), at least 0."""
@@ -127,8 +132,8 @@ class QED(Learner):
     def init_learner(self, key: jax.Array, obs: jax.Array) -> QEDLearner:
         actor_key, critic_key, disagreement_key = jax.random.split(key, 3)
         actor = self.make_actor().init(actor_key, obs)
-        inputs = jnp.zeros((obs.size + spaces.action_size(self.action_space),))
-        critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
+        inputs = obs, jnp.zeros((spaces.action_size(self.action_space),))
+        critics = tuple(self.make_critic().init(k, *inputs) for k in jax.random.split(critic_key))
         disagreement = self.make_disagreement().init(disagreement_key, obs)
         return QEDLearner(
             actor=actor,

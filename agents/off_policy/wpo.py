@@ -26,11 +26,11 @@ import optax
 from jax import lax
 
 from jaxrl import spaces
-from jaxrl.agent import Policy, memoryless, static, traced
+from jaxrl.agent import OWN, Policy, memoryless, static, traced
 from jaxrl.loops.learner import Learner, LearnerState
 from jaxrl.parts.distributions import TanhMixture
 from jaxrl.parts.losses import td_target
-from jaxrl.parts.networks import Network
+from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import copy_of, descend, scale_gradient
 from jaxrl.parts.replay import Batch, valid_mean
 
@@ -67,6 +67,7 @@ class WPO(Learner):
     dual_learning_rate: float = traced(1e-2, "[0, inf)", "Adam's step size, of both weights' logs")
     reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards in the targets")
     num_components: int = static(1, "[1, inf)", "normals in the policy")
+    network: Any = static("mlp", ("mlp", OWN), "or a body of yours, of the actor and each critic")
     hidden_sizes: tuple[int, ...] = static((256, 256), "[1, inf)", "widths, actor and critics each")
     activation: str = static("relu", ("tanh", "relu", "swish"), "of the hidden layers")
     layer_norm: bool = static(False, None, "LayerNorm in the critics")
@@ -76,6 +77,7 @@ class WPO(Learner):
     def check(self) -> None:
         super().check()
         spaces.require(self.action_space, "continuous", self.name, self.env)
+        require_body(self.network, self.obs_shape, self.name)
 
     def make_actor(self) -> Network:
         """A logit, a mean and a log-deviation of every component."""
@@ -85,16 +87,18 @@ class WPO(Learner):
             precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             output_scale=0.01,
         )
 
     def make_critic(self) -> Network:
         return Network(
             outputs=1,
-            obs_ndim=1,
+            obs_ndim=len(self.obs_shape),
             precision=self.precision,
             hidden_sizes=self.hidden_sizes,
             activation=self.activation,
+            body=body_of(self.network),
             layer_norm=self.layer_norm,
         )
 
@@ -113,8 +117,8 @@ class WPO(Learner):
 
     def q_values(self, critics: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Both critics' values (2, B)."""
-        inputs = jnp.concatenate([obs.reshape(len(action), -1), action], axis=-1)
-        return jnp.stack([self.make_critic().apply(critic, inputs)[:, 0] for critic in critics])
+        critic = self.make_critic()
+        return jnp.stack([critic.apply(params, obs, action)[:, 0] for params in critics])
 
     def min_q(self, critics: Any, obs: jax.Array) -> Q:
         """The smaller value as a function of S actions at each of B observations."""
@@ -138,8 +142,8 @@ class WPO(Learner):
     def init_learner(self, key: jax.Array, obs: jax.Array) -> WPOLearner:
         actor_key, critic_key = jax.random.split(key)
         actor = self.make_actor().init(actor_key, obs)
-        inputs = jnp.zeros((obs.size + spaces.action_size(self.action_space),))
-        critics = tuple(self.make_critic().init(k, inputs) for k in jax.random.split(critic_key))
+        inputs = obs, jnp.zeros((spaces.action_size(self.action_space),))
+        critics = tuple(self.make_critic().init(k, *inputs) for k in jax.random.split(critic_key))
         log_duals = jnp.log(jnp.stack([self.mean_dual, self.std_dual])).astype(jnp.float32)
         return WPOLearner(
             actor=actor,

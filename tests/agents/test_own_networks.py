@@ -107,8 +107,6 @@ WITHOUT = {
     "sft": "its network reads tokens, not observations",
     "grpo": "its network reads tokens, not observations",
     **dict.fromkeys(("poise", "vpo", "gdpo", "selfplay"), "as grpo's"),
-    "wpo": "of observations in a row alone, so far",
-    "qed": "of observations in a row alone, so far",
     "xqc": "batch norm stands in every layer",
     "xqcfd": "batch norm stands in every layer",
 }
