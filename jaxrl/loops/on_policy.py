@@ -62,6 +62,7 @@ class OnPolicy(Agent):
     gamma: float = traced(0.99, "[0, 1]", "discount")
     gae_lambda: float = traced(0.95, "[0, 1]", "lambda of the advantage estimates")
     normalize_observations: bool = static(False, None, "by running mean and std, clipped to +-10")
+    reward_scale: float = traced(1.0, "(0, inf)", "factor on rewards in advantages and targets")
     normalize_rewards: bool = static(False, None, "by the std of the discounted return so far")
     normalize_values: bool = static(False, None, "the critic predicts targets in their running std")
     network: Any = static(
@@ -93,6 +94,12 @@ class OnPolicy(Agent):
             spaces.require_image(self.obs_shape, self.name)
         for shape in self.seen_shapes():
             require_body(self.network, shape, self.name)
+
+    def unused(self) -> dict[str, str]:
+        why = super().unused()
+        if self.normalize_rewards:
+            why["reward_scale"] = "with normalize_rewards=True"
+        return why
 
     def seen_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of what networks are given of an observation."""
@@ -267,7 +274,7 @@ class OnPolicy(Agent):
     ) -> tuple[jax.Array, RewardScale]:
         """A rollout's rewards (T, N) as the critic sums them; and their scale with them in."""
         if not self.normalize_rewards:
-            return steps.reward, reward_scale
+            return self.reward_scale * steps.reward, reward_scale
         done = steps.terminated | steps.truncated
         reward_scale = reward_scale.update(steps.reward, done, self.gamma)
         return reward_scale.scale(steps.reward), reward_scale

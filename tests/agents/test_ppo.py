@@ -203,6 +203,27 @@ def test_rewards_are_scaled_by_the_deviation_of_returns():
     assert not run.state.reward_scale.returns.any()
 
 
+def test_reward_scale_is_a_factor_on_rewards():
+    """Halved and doubled again is the same run, to the bit; halved alone is not."""
+
+    class Halved(ObsValue):
+        def reward(self, state, goodness):
+            return 0.5 * super().reward(state, goodness)
+
+    def learned(env, **changes):
+        agent = ppo(env, iterations=2, **changes)
+        return jax.tree.leaves(jax.jit(jaxrl.fused)(agent, jax.random.key(0))[0].params)
+
+    whole, mended, halved = (
+        learned(ObsValue()),
+        learned(Halved(), reward_scale=2.0),
+        learned(Halved()),
+    )
+    for a, b in zip(whole, mended, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(whole, halved, strict=True))
+
+
 @pytest.mark.slow
 def test_cartpole():
     env, params = gymnax.make("CartPole-v1")
