@@ -421,6 +421,7 @@ def add_reproduce(command: argparse.ArgumentParser) -> None:
     add("--all", dest="everything", action="store_true", help="all studies")
     add("--quick", action="store_true", help="a small version of each, into runs/quick")
     add("--page", action="store_true", help="run nothing, draw what there is")
+    add("--check", action="store_true", help="run nothing, say which kept results are outdated")
     add("--out", metavar="DIR", type=Path, help="a folder for their results")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import studies
@@ -22,6 +23,8 @@ def reproduce(args: argparse.Namespace) -> None:
     Results go to `args.out`; by default those of the full scale to the kept results, which are not
     repeated, and those of the quick one to a scratch folder, which is emptied first.
 
+    With `args.check` nothing runs: it says how old the kept results are.
+
     Raises: ValueError for an unknown name, before anything runs.
     """
     scale: study.Scale = "quick" if args.quick else "full"
@@ -29,6 +32,9 @@ def reproduce(args: argparse.Namespace) -> None:
     wanted = [resolve(name, scale) for name in names]
     results = args.out or (QUICK if args.quick else KEPT if KEPT.is_dir() else RUNS / "results")
     work = results / "work" if args.out or args.quick else RUNS
+    if args.check:
+        show_ages([name for name, _ in wanted], results)
+        return
     if not wanted:
         show_all(results)
     else:
@@ -75,6 +81,21 @@ def show_all(results: Path) -> None:
         s = studies.get(name)
         rows.append([name, s.paper, s.question, s.budget, study.state(s, results)])
     printing.table(["study", "paper", "question", "budget", "state"], rows)
+
+
+def show_ages(names: Sequence[str], results: Path) -> None:
+    """Which kept results are older than the code that their numbers come from; of all, in short."""
+    from experiments.command import printing
+    from experiments.studies.age import ages
+
+    chosen = list(dict.fromkeys(names)) or studies.STUDIES
+    rows = []
+    for age in (age for name in chosen for age in ages(studies.get(name), results)):
+        differ = age.changed if names else (age.changed or [])[:2]
+        more = len(age.changed or []) - len(differ or [])
+        state = ", ".join([*(differ or []), *([f"{more} more"] if more else [])])
+        rows.append([age.name, age.date, age.commit, "?" if age.changed is None else state or "-"])
+    printing.table(["result", "measured", "at commit", "files that differ by now"], rows)
 
 
 def show(chosen: study.Study, scale: study.Scale, results: Path) -> None:

@@ -3,7 +3,8 @@
 A study is a set of cells (an agent on an environment, say), each measured over several seeds. Its
 result lies in a folder of its own:
 
-    result.json   a line for each cell: settings, measures (a value per seed), seconds, date
+    result.json   a line for each cell: settings, measures (a value per seed), seconds, date, and
+                  the commit, versions and device that measured it
     *.png         its figures
     notes.md      what a person says about it; never written by the program
 
@@ -127,9 +128,18 @@ def run(
             **measured,
             "seconds": round(time.perf_counter() - started, 1),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            **origin(),
         }
         _write(path, _stored(path) | {name: cell})
     draw(study, scale, results)
+
+
+def origin() -> dict[str, Any]:
+    """The code, libraries and devices that measure a cell: as a run's config.json has them."""
+    from experiments.runs import config
+
+    known = config.origin("")
+    return {"commit": known["git_commit"], "versions": known["versions"], "device": known["device"]}
 
 
 def draw(study: Study, scale: Scale, results: Path) -> None:

@@ -1,0 +1,120 @@
+"""Which kept results are older than the code that their numbers come from.
+
+That code is found by reading imports, without running any of it: the agents that are trained, with
+the loops and parts that they import, the programs that train and evaluate them, their environments,
+and the study itself. What only prints, draws or saves does not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import agents
+from experiments.studies import study
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLLOWED = ("agents", "envs_jax", "jaxrl/loops", "jaxrl/parts")  # from what a study imports, too
+ENGINE = ("episode", "evaluate", "loop", "members", "programs")
+SUITES = {"brax": "brax_envs.py", "playground": "playground_envs.py", "sequences": "sequences"}
+
+
+class Age(NamedTuple):
+    """What is kept of a recipe or a study, by its oldest cell.
+
+    Attributes:
+        name: the recipe's or the study's.
+        date: when it was measured.
+        commit: that it ran on, in short; the last before its date ("about") where it was not kept.
+        changed: files that differ by now, relative to the project; None where git cannot tell.
+    """
+
+    name: str
+    date: str
+    commit: str
+    changed: list[str] | None
+
+
+def ages(one: study.Study, results: Path) -> list[Age]:
+    """Of every kept recipe, or of the study; none where nothing is kept."""
+    cells = study.read(one, "full", results)
+    of_study = f"experiments/studies/{one.name}.py"
+    if one.name != "recipes":
+        source = ROOT / of_study
+        files = code_of(_words(source)) | set(_imported(source)) | {of_study}
+        oldest = sorted(cells.values(), key=lambda cell: str(cell["date"]))[:1]
+        return [_age(one.name, cell, files) for cell in oldest]
+    found = []
+    for name, cell in cells.items():
+        config = results / one.name / name / "config.json"
+        commit = json.loads(config.read_text()).get("git_commit") if config.exists() else None
+        recipe = f"experiments/recipes/{name}.toml"
+        found.append(_age(name, {**cell, "commit": commit}, code_of(name.split("/", 1)) | {recipe}))
+    return found
+
+
+def _age(name: str, cell: Mapping[str, Any], files: set[str]) -> Age:
+    kept, date = str(cell.get("commit") or ""), str(cell["date"])
+    commit = kept.removesuffix("-dirty")
+    commit = commit or _git("rev-list", "-1", f"--before={date}T00:00:00Z", "HEAD") or ""
+    differ = _git("diff", "--name-only", commit, "--", *sorted(files)) if commit else None
+    about = "" if kept else "about "
+    changed = None if differ is None else differ.split()
+    return Age(name, date, f"{about}{commit[:7]}" if commit else "unknown", changed)
+
+
+def code_of(words: Iterable[str]) -> set[str]:
+    """The files that numbers come from of the agents and environments among these words."""
+    files = {f"jaxrl/training/{name}.py" for name in ENGINE} | {"envs_jax/wrappers.py"}
+    for word in words:
+        if word in agents.AGENTS:
+            module = agents.AGENTS[word].partition(":")[0].replace(".", "/")
+            files |= closure(f"agents/{module}.py")
+        suite, _, rest = word.partition("/")
+        files.add(f"envs_jax/{SUITES[suite] if rest and suite in SUITES else 'gymnax_envs.py'}")
+    return files
+
+
+def closure(file: str) -> set[str]:
+    """A file of the project, and those that it imports, and they, within FOLLOWED."""
+    found, left = set(), [file]
+    while left:
+        found.add(file := left.pop())
+        left += [path for path in _imported(ROOT / file) if path not in found]
+    return found
+
+
+def _imported(source: Path) -> Iterator[str]:
+    """The modules within FOLLOWED that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            path = f"{name.replace('.', '/')}.py"
+            if path.startswith(FOLLOWED) and (ROOT / path).exists():
+                yield path
+
+
+def _words(source: Path) -> set[str]:
+    """What the texts in a file name: a study calls its agents and environments by their names."""
+    nodes = ast.walk(ast.parse(source.read_text()))
+    texts = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return {word for text in texts for word in text.split()}
+
+
+def _git(*words: str) -> str | None:
+    """What git prints; None where there is none, or it knows no such commit."""
+    command = ["git", "-C", str(ROOT), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
