@@ -105,9 +105,13 @@ class Search(study.Study):
             ]
 
         better = [
-            ("random", "grid", "Random search chooses better than a grid (Bergstra & Bengio 2012)"),
-            ("halving", "random", "Halving chooses better than random search (Li et al. 2018)"),
-            ("pbt", "random", "PBT ends better than random search (Jaderberg et al. 2017)"),
+            (
+                "random",
+                "grid",
+                "Random search chooses no worse than a grid (Bergstra & Bengio 2012)",
+            ),
+            ("halving", "random", "Halving chooses no worse than random search (Li et al. 2018)"),
+            ("pbt", "random", "PBT ends no worse than random search (Jaderberg et al. 2017)"),
         ]
         return [
             Claim("All take as many steps as the grid, up to 1 %", share, low=0.99, high=1.01),

@@ -60,7 +60,6 @@ def test_page_is_that_of_the_kept_results(tmp_path):
 
 
 LATER = {  # whose full scale has still to be run
-    "search",
     "wasserstein",
     "disagreement",
     "xqc",
