@@ -10,8 +10,10 @@ from typing import Any
 from experiments.runs import recipes
 from experiments.studies import study
 from experiments.studies.claims import Claim, Interval, mean_of
+from jaxrl.report.formatting import steps_name
 
 KEPT = ("config.json", "summary.json", "curve.png")
+ENVIRONMENT_STEPS = "environment steps"
 INTERRUPTED = 130  # the command's status after Ctrl-C
 
 
@@ -73,7 +75,10 @@ class Recipes(study.Study):
             returns = cell["measures"]["final_return"]
             mean, interval = Interval.of(returns).text().split(" ", 1)
             published = "-" if recipe.published is None else f"{recipe.published:g}"
-            steps, seeds = f"{cell['env_steps'] // len(returns):,}", str(len(returns))
+            unit = cell.get("unit", ENVIRONMENT_STEPS)
+            steps = f"{cell[steps_name(unit)] // len(returns):,}"
+            steps += "" if unit == ENVIRONMENT_STEPS else f" {unit}"
+            seeds = str(len(returns))
             rows.append([recipe.name, steps, seeds, mean, interval, published, recipe.source])
         columns = ["recipe", "steps", "seeds", "final return", "95 % interval", "published"]
         return [study.Table("", [*columns, "its source"], rows)]
@@ -85,7 +90,10 @@ STUDY = Recipes()
 def of_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept in result.json of a run's summary.json."""
     returns = [member["final_return"] for member in summary["members"]]
-    return {"measures": {"final_return": returns}, "env_steps": summary["env_steps"]}
+    unit = summary["unit"]  # of most recipes environment steps
+    of_unit = {} if unit == ENVIRONMENT_STEPS else {"unit": unit}
+    taken = {steps_name(unit): summary[steps_name(unit)]}
+    return {"measures": {"final_return": returns}, **of_unit, **taken}
 
 
 def _finished(run: Any) -> bool:

@@ -231,11 +231,10 @@ def population(env: str, settings: dict[str, Any]) -> dict[str, list[float]]:
             begin = time.process_time()
             jaxrl.sweep(agent, seeds=members, announce=programs.append)
             microseconds = 1e6 * (time.process_time() - begin) / (steps * members)
-            if turn:
+            announced = sum(line.startswith("program") for line in programs)
+            measures.setdefault(f"{name}_programs", []).append(float(announced))
+            if turn:  # the first compiles
                 measures.setdefault(f"{name}_microseconds", []).append(microseconds)
-            else:
-                announced = sum(line.startswith("program") for line in programs)
-                measures[f"{name}_programs"] = [float(announced)]
     trpo, ppo = (np.asarray(measures[f"{name}_microseconds"]) for name in TURNS)
     measures["trpo_over_ppo"] = (trpo / ppo).tolist()
     return {k: [float(f"{x:.4g}") for x in values] for k, values in measures.items()}

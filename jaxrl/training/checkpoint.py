@@ -46,6 +46,7 @@ from jaxrl.training.restore import (
     pieces,
     quieten,
     score_of,
+    without_empty,
 )
 
 BATCHES = "batches.json"
@@ -260,10 +261,10 @@ class Store:
             "jax": jax.__version__,
             **reached,
         }
-        parts = {"states": StandardSave(kept)}
+        parts = {"states": StandardSave(without_empty(kept))}
         if replay and not (has_ended and not self.keep_replay):
             about["replay_checksum"] = checksum(replay)
-            parts[REPLAY] = StandardSave(replay)
+            parts[REPLAY] = StandardSave(without_empty(replay))
         self.manager.save(
             iteration,
             args=Composite(**parts, about=JsonSave(_sealed(about))),

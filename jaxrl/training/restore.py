@@ -289,13 +289,18 @@ def apart(whole: Any, kept: Any) -> dict[str, Any]:
     return {name: x for name, x in by_name(whole).items() if name not in names}
 
 
+def without_empty(tree: Any) -> Any:
+    """A tree without its arrays of no elements, which orbax does not save."""
+    return jax.tree.map(lambda x: x if x.size else None, tree)
+
+
 def _words(like: Any) -> Any:
     """Shapes as they are stored: random keys as their words."""
     return jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if is_key(x) else x, like)
 
 
 def _named(tree: Any) -> set[tuple[str, Any]]:
-    return {(name, x.shape) for name, x in by_name(tree).items()}
+    return {(name, x.shape) for name, x in by_name(tree).items() if 0 not in x.shape}
 
 
 def _stored(path: Path, part: str) -> Any:
@@ -315,9 +320,12 @@ def _read_part(manager: Any, step: int, part: str, stored: Any) -> Any:
 def _filled(like: Any, arrays: dict[str, Any]) -> Any:
     """Arrays in the structure of `like`, matched by the names of fields.
 
-    Fields that hold no array may have come or gone since.
+    Fields that hold no array, or none of any size, may have come or gone since.
     """
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in by_name(like)])
+    leaves = [
+        arrays[name] if x.size else np.empty(x.shape, x.dtype) for name, x in by_name(like).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _history_until(folder: Path, iteration: int, about: dict[str, Any]) -> History:

@@ -78,6 +78,21 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     assert_same(run(kill_at()).history.metrics, whole.history.metrics)
 
 
+def test_arrays_of_no_elements_are_no_obstacle(tmp_path):
+    """As the actuators' states of a MuJoCo model that has none: orbax saves no such array."""
+    agent = toy()
+    params = agent.env_params.replace(which=np.zeros((0,), np.int32))  # a part of its state
+    agent = agent.replace(env_params=params)
+    run = survive(
+        lambda kill: jaxrl.train(
+            agent, callbacks=[kill], checkpoints=Checkpoints(tmp_path, every=0)
+        ),
+        [7],
+    )
+    assert_same(run.state, jaxrl.train(agent).state)
+    assert 0 in jax.tree.leaves(jax.tree.map(np.size, run.state.actors.env_state))
+
+
 def test_what_is_kept(tmp_path):
     """The newest and the best."""
     jaxrl.train(toy(), checkpoints=Checkpoints(tmp_path, every=0, keep=3))
