@@ -315,6 +315,7 @@ def draw_learning(cells: Mapping[str, Any]) -> Figure:
     """A panel for each environment, a line for each agent: mean over seeds and its interval."""
     from matplotlib.figure import Figure
 
+    from jaxrl.report.plots import steps_formatter
     from jaxrl.report.stats import mean_ci
 
     envs = list(dict.fromkeys(cell.rsplit("/", 1)[0] for cell in cells))
@@ -330,6 +331,7 @@ def draw_learning(cells: Mapping[str, Any]) -> Figure:
                 curve["steps"], low, high, color=f"C{number}", alpha=0.15, linewidth=0
             )
         axes.set(title=env, xlabel="environment steps")
+        axes.xaxis.set_major_formatter(steps_formatter())
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
     figure.axes[0].set_ylabel("return of the mode")

@@ -26,6 +26,7 @@ def binned(env_steps: np.ndarray, values: np.ndarray, total: int) -> np.ndarray:
 
 def draw(axes: Axes, cells: Mapping[str, Any], name: str, label: str) -> None:
     """A line per cell of its curve `name` (seeds, BINS): mean over seeds and 95 % t interval."""
+    from jaxrl.report.plots import steps_formatter
     from jaxrl.report.stats import mean_ci
 
     for setting, cell in cells.items():
@@ -35,5 +36,6 @@ def draw(axes: Axes, cells: Mapping[str, Any], name: str, label: str) -> None:
         axes.plot(steps[seen], mean[seen], label=setting, linewidth=1.6)
         axes.fill_between(steps[seen], low[seen], high[seen], alpha=0.15, linewidth=0)
     axes.set(xlabel="environment steps", ylabel=label)
+    axes.xaxis.set_major_formatter(steps_formatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)

@@ -108,7 +108,7 @@ def learning_curves(
         margin = 0.05 * (seen.max() - seen.min())
         axes.set_ylim(seen.min() - margin, seen.max() + margin)
     axes.set_xlim(0, max(curve.steps[-1] + curve.steps[0] for curve in curves))
-    axes.xaxis.set_major_formatter(_steps_formatter())
+    axes.xaxis.set_major_formatter(steps_formatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     return figure
@@ -184,7 +184,8 @@ def _last_return(curve: Curve) -> float:
     return float(np.nanmean(last)) if np.isfinite(last).any() else -np.inf
 
 
-def _steps_formatter() -> Any:
+def steps_formatter() -> Any:
+    """Numbers of steps as axes show them: 50k, 2M."""
     from matplotlib.ticker import EngFormatter
 
     return EngFormatter(sep="")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxrl.report.plots import _steps_formatter
+from jaxrl.report.plots import steps_formatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def schedule_figure(
         if table.min() > 0 and table.max() / table.min() >= 10:
             axes.set_yscale("log")
         axes.set_xlim(0, steps[-1])
-        axes.xaxis.set_major_formatter(_steps_formatter())
+        axes.xaxis.set_major_formatter(steps_formatter())
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
     for axes in panels.flat[len(values) :]:
