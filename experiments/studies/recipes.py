@@ -73,18 +73,29 @@ class Recipes(study.Study):
                 continue
             cell = cells[recipe.name]
             returns = cell["measures"]["final_return"]
-            mean, interval = Interval.of(returns).text().split(" ", 1)
+            reached = Interval.of(returns)
+            mean, interval = reached.text().split(" ", 1)
             published = "-" if recipe.published is None else f"{recipe.published:g}"
             unit = cell.get("unit", ENVIRONMENT_STEPS)
             steps = f"{cell[steps_name(unit)] // len(returns):,}"
             steps += "" if unit == ENVIRONMENT_STEPS else f" {unit}"
             seeds = str(len(returns))
-            rows.append([recipe.name, steps, seeds, mean, interval, published, recipe.source])
+            beside = [published, standing(reached, recipe.published), recipe.source]
+            rows.append([recipe.name, steps, seeds, mean, interval, *beside])
         columns = ["recipe", "steps", "seeds", "final return", "95 % interval", "published"]
-        return [study.Table("", [*columns, "its source"], rows)]
+        return [study.Table("", [*columns, "which is", "its source"], rows)]
 
 
 STUDY = Recipes()
+
+
+def standing(reached: Interval, published: float | None) -> str:
+    """Where a published number lies beside an interval of ours: higher returns are better."""
+    if published is None:
+        return "-"
+    if reached.high < published:
+        return f"not reached, by {published - reached.mean:,.2f}"
+    return "reached" if reached.low >= published else "within the interval"
 
 
 def of_summary(summary: Mapping[str, Any]) -> dict[str, Any]:

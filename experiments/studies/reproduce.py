@@ -73,7 +73,7 @@ def resolve(name: str, scale: study.Scale) -> tuple[str, str]:
 
 
 def show_all(results: Path) -> None:
-    """The studies as a table."""
+    """The studies as a table, and the recipes as another."""
     from experiments.command import printing
 
     rows = []
@@ -81,6 +81,15 @@ def show_all(results: Path) -> None:
         s = studies.get(name)
         rows.append([name, s.paper, s.question, s.budget, study.state(s, results)])
     printing.table(["study", "paper", "question", "budget", "state"], rows)
+    recipes = studies.get("recipes")
+    kept = study.read(recipes, "full", results)
+    (of_kept,) = recipes.tables(kept)
+    shown = {row[0]: row[3:7] for row in of_kept.rows}
+    listed = [
+        [name, f"{cell['seeds']} x {cell['steps']:,}", *shown.get(name, ["not run", "", "", ""])]
+        for name, cell in recipes.cells("full").items()
+    ]
+    printing.table(["recipe", "seeds x steps", *of_kept.columns[3:7]], listed)
 
 
 def show_ages(names: Sequence[str], results: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from experiments import studies
 from experiments.command import cli
 from experiments.studies import reproduce, study
-from experiments.studies.claims import HOLDS, UNDECIDED
+from experiments.studies.claims import HOLDS, UNDECIDED, Interval
+from experiments.studies.recipes import standing
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -19,6 +20,24 @@ def test_lists_the_studies(capsys):
     for name in studies.STUDIES:
         assert name in out
     assert "done" in out
+    (row,) = [line for line in out.splitlines() if line.strip().startswith("ppo/CartPole-v1 ")]
+    words = "ppo/CartPole-v1 8 x 500,000 500.00 [500.00, 500.00] 490.04 reached"
+    assert " ".join(row.split()) == words
+
+
+@pytest.mark.parametrize(
+    ("returns", "words"),
+    [
+        ([3.0, 3.0], "reached"),
+        ([2.0, 2.0], "reached"),
+        ([1.0, 3.0], "within the interval"),
+        ([0.5, 1.0], "within the interval"),
+        ([1.5, 1.5], "not reached, by 0.50"),
+    ],
+)
+def test_where_a_published_number_lies(returns, words):
+    assert standing(Interval.of(returns), 2.0) == words
+    assert standing(Interval.of(returns), None) == "-"
 
 
 @pytest.mark.parametrize(
