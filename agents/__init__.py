@@ -38,6 +38,7 @@ AGENTS = {
     "iql": "offline.iql:IQL",
     "awac": "offline.awac:AWAC",
     "sft": "sequences.sft:SFT",
+    "opd": "sequences.opd:OPD",
     "grpo": "sequences.grpo:GRPO",
     "poise": "sequences.poise:POISE",
     "vpo": "sequences.vpo:VPO",

@@ -41,6 +41,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gdpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "grpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "mixturesac": {"num_components": 2},
+    "opd": {"num_prompts": 2, "group_size": 2, "width": 4},
     "poise": {"num_prompts": 2, "group_size": 2, "width": 4, "probe_batches": 2},
     "recurrentppo": {"core_size": 4},
     "selfplay": {

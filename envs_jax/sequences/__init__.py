@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from envs_jax.sequences.arithmetic import Parity, Sum
+from envs_jax.sequences.arithmetic import Parity, Sum, TwoTasks
 from envs_jax.sequences.base import SequenceEnv
 from envs_jax.sequences.dsl import Dsl
 from envs_jax.sequences.pareto import Pareto
@@ -14,6 +14,7 @@ from envs_jax.wrappers import constructor_options
 TASKS: dict[str, type[SequenceEnv]] = {
     "sum": Sum,
     "parity": Parity,
+    "two_tasks": TwoTasks,
     "pareto": Pareto,
     "dsl": Dsl,
     "router": Router,

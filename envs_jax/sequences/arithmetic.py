@@ -1,4 +1,4 @@
-"""Sums and parities: a right answer is one number, with tokens to think in before it."""
+"""Sums, differences and parities: an answer is one number, with tokens to think in before it."""
 
 from __future__ import annotations
 
@@ -114,3 +114,60 @@ class Parity(SequenceEnv):
         running = jnp.cumsum(jnp.where(prompt == END, 0, prompt)) % 2
         thoughts = jnp.where(prompt == END, END, running)
         return jnp.append(thoughts, END).astype(jnp.int32)
+
+
+@struct.dataclass
+class TwoTasksParams:
+    target: jax.Array  # in [0, 1]: share of prompts that ask for sums; the others: differences
+    max_steps_in_episode: jax.Array
+
+
+class TwoTasks(SequenceEnv):
+    """A task and some digits -> their running sums, or running differences, modulo `digits`.
+
+    A prompt is [task, a, b, c], where `digits` stands for sums and `digits` + 1 for differences.
+    The answer is [a + b, a + b + c] or [a - b, a - b - c], of which the last is what counts.
+    Fine-tuned on one task (`target` = 1), a policy may forget the other.
+
+    Rewards of the channels: right or not; share of the running results that are right.
+
+    Args:
+        digits: how many there are.
+        terms: digits of a prompt.
+    """
+
+    id = "sequences/two_tasks"
+
+    def __init__(self, digits: int = 10, terms: int = 3):
+        if digits < 2:
+            raise ValueError(f"{self.id}: digits={digits} is less than 2")
+        if terms < 2:
+            raise ValueError(f"{self.id}: terms={terms} is less than 2")
+        self.digits, self.terms = digits, terms
+        self.vocabulary = digits + 2
+        self.prompt_length, self.answer_length = 1 + terms, terms - 1
+
+    @property
+    def default_params(self) -> TwoTasksParams:
+        return TwoTasksParams(jnp.float32(0.5), jnp.int32(self.answer_length))
+
+    def prompt(self, key: jax.Array, params: TwoTasksParams) -> jax.Array:
+        task_key, digits_key = jax.random.split(key)
+        is_target = jax.random.uniform(task_key, (), jnp.float32) < params.target
+        task = jnp.where(is_target, self.digits, self.digits + 1).astype(jnp.int32)
+        digits = drawn(digits_key, (self.terms,), 0, self.digits)
+        return jnp.concatenate([task[None], digits])
+
+    def results(self, prompt: jax.Array) -> jax.Array:
+        """The right answer, int32 (L,)."""
+        sign = jnp.where(prompt[0] == self.digits, 1, -1)
+        running = prompt[1] + jnp.cumsum(sign * prompt[2:])
+        return (running % self.digits).astype(jnp.int32)
+
+    def verify(self, prompt: jax.Array, answer: jax.Array, params: TwoTasksParams) -> Verdict:
+        right = answer == self.results(prompt)
+        correct, share = number(right[-1]), right.mean(dtype=jnp.float32)
+        return Verdict(correct, correct, jnp.stack([correct, share]), answer[-1])
+
+    def demonstration(self, key: jax.Array, prompt: jax.Array, params: TwoTasksParams) -> jax.Array:
+        return self.results(prompt)

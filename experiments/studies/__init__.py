@@ -27,6 +27,7 @@ STUDIES = (
     "disagreement",
     "sequence_gradients",
     "vector_rewards",
+    "state_distribution",
     "search",
     "speed",
 )

@@ -75,6 +75,15 @@ def mean_of_tokens(x: jax.Array, mask: jax.Array, weigh: str) -> jax.Array:
     return jnp.where(mask > 0, x, 0).sum() / counts
 
 
+def sum_of_later(x: jax.Array) -> jax.Array:
+    """Of numbers (..., L) of tokens, the sum of those after each one, (..., L).
+
+    >>> sum_of_later(jnp.array([1.0, 2.0, 4.0])).tolist()
+    [6.0, 4.0, 0.0]
+    """
+    return jnp.flip(jnp.cumsum(jnp.flip(x, -1), axis=-1), -1) - x
+
+
 # Advantages -------------------------------------------------------------------------------------
 
 

@@ -82,6 +82,30 @@ def test_sum():
         made("sum", digits=1)
 
 
+def test_two_tasks():
+    env, params = made("two_tasks", terms=4)
+    answers = random_answers(env)
+    for target in (0.0, 0.3, 1.0):
+        prompts, verdicts = judged(env, params.replace(target=jnp.float32(target)), answers)
+        assert abs((prompts[:, 0] == 10).mean() - target) <= 0.08 * (0 < target < 1)
+        assert set(prompts[:, 0].tolist()) <= {10, 11}
+        assert prompts[:, 1:].max() == 9
+    prompts, verdicts = judged(env, params, answers)
+    for i, (prompt, answer) in enumerate(zip(prompts.tolist(), answers.tolist(), strict=True)):
+        task, value, *digits = prompt
+        running = []
+        for digit in digits:
+            value += digit if task == 10 else -digit
+            running.append(value % 10)
+        right = [x == y for x, y in zip(answer, running, strict=True)]
+        assert verdicts.reward[i] == verdicts.correct[i] == right[-1]
+        np.testing.assert_allclose(verdicts.rewards[i], [right[-1], np.mean(right)], rtol=1e-6)
+    assert 0 < verdicts.correct.mean() < 0.3
+    for option, line in (("digits", "digits=1 is less than 2"), ("terms", "terms=1 is less")):
+        with pytest.raises(ValueError, match=line):
+            made("two_tasks", **{option: 1})
+
+
 @pytest.mark.parametrize("partial_credit", [0.0, 0.5])
 def test_parity(partial_credit):
     env, params = made("parity")

@@ -84,6 +84,7 @@ LATER = {  # whose full scale has still to be run
     "xqc",
     "sequence_gradients",
     "vector_rewards",
+    "state_distribution",
     "gate",
     "collapse",
 }
