@@ -43,6 +43,7 @@ AGENTS = {
     "poise": "sequences.poise:POISE",
     "vpo": "sequences.vpo:VPO",
     "gdpo": "sequences.gdpo:GDPO",
+    "maestro": "sequences.maestro:Maestro",
     "selfplay": "sequences.selfplay:SelfPlay",
 }
 

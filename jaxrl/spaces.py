@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from typing import Any
 
@@ -103,6 +104,19 @@ def encode(space: Any, obs: jax.Array) -> jax.Array:
 def part(env: Any, obs: Any, name: str) -> Any:
     """The entries (..., size) of observations that an environment's `slices` name; "": all."""
     return obs[..., env.slices[name]] if name else obs
+
+
+def parts_of(env: Any, obs: jax.Array) -> dict[str, jax.Array]:
+    """The parts (..., *shape) of observations (..., D), by name, as an environment's `parts` says.
+
+    `parts` is {name: shape}, in the order in which the numbers of each stand in the vector.
+    """
+    found, start = {}, 0
+    for name, shape in env.parts.items():
+        size = math.prod(shape)
+        found[name] = obs[..., start : start + size].reshape(*obs.shape[:-1], *shape)
+        start += size
+    return found
 
 
 # What agents require ----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from gymnax.environments import spaces
 import agents
 import jaxrl
 from envs_jax.datasets import Recording
-from envs_jax.sequences import Dsl, Sum
+from envs_jax.sequences import Dsl, Router, Sum
 from jaxrl import Agent
 from jaxrl.agent import Hyperparameter
 from jaxrl.loops.sequence import Sequence
@@ -40,6 +40,7 @@ OWN: dict[str, dict[str, Any]] = {
     "abs": {"min_steps": 4, "max_steps": 8},
     "gdpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "grpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
+    "maestro": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "mixturesac": {"num_components": 2},
     "opd": {"num_prompts": 2, "group_size": 2, "width": 4},
     "poise": {"num_prompts": 2, "group_size": 2, "width": 4, "probe_batches": 2},
@@ -86,6 +87,7 @@ ENVS = {
     "images": Image(),
     "sequences": Sum(digits=3),
     "expressions": Dsl(),
+    "experts": Router(experts=2, domains=2, choices=2, turns=2),
 }
 SOURCES = ("environments", "data", "both")
 KINDS = [(env, source) for env in ENVS for source in SOURCES]
@@ -117,7 +119,8 @@ def make(name: str, env: str, source: str) -> Agent:
     cls = agents.get(name)
     if env == "sequences" and not issubclass(cls, Sequence):
         raise ValueError("would do, but takes longer")
-    if env == "expressions" and name != "selfplay":  # which takes nothing else
+    takes_nothing_else = {"expressions": "selfplay", "experts": "maestro"}
+    if name != takes_nothing_else.get(env, name):
         raise ValueError("would do, but takes longer")
     declared = {h.name for h in cls.hyperparameters()}
     fields = {k: v for k, v in (TINY | OWN.get(name, {})).items() if k in declared}

@@ -10,7 +10,7 @@ import pytest
 import agents
 from agents.on_policy.ppo import PPO
 from envs_jax import datasets
-from envs_jax.sequences import Dsl, Sum
+from envs_jax.sequences import Dsl, Router, Sum
 from jaxrl import Agent, static, traced
 from jaxrl.agent import Tag, derive
 from jaxrl.loops.sequence import Sequence
@@ -54,7 +54,7 @@ def test_every_default_is_valid_and_documented(name):
             assert hyperparameter.type is float
     env = ActionChoice(continuous=name in CONTINUOUS)
     if issubclass(cls, Sequence):
-        env = Dsl() if name == "selfplay" else Sum()
+        env = {"selfplay": Dsl(), "maestro": Router()}.get(name, Sum())
     data = datasets.blank(env, env.default_params).dataset(env, env.default_params)
     options = {"data": data} if hasattr(cls, "data") else {}
     cls(env, env.default_params, **options)

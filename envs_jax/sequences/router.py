@@ -12,6 +12,7 @@ from gymnax.environments import spaces
 
 from envs_jax.sequences.base import SequenceEnv, drawn, number
 from jaxrl.parts.sequences import Verdict
+from jaxrl.spaces import parts_of
 
 
 @struct.dataclass
@@ -147,10 +148,11 @@ class Router(SequenceEnv):
             "features": params.features,
             "present": params.present.astype(jnp.float32),
         }
-        return jnp.concatenate([parts[name].reshape(-1) for name in self._shapes])
+        return jnp.concatenate([parts[name].reshape(-1) for name in self.parts])
 
     @property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parts of an observation, in their order."""
         return {
             "embedding": (self.domains,),
             "turn": (self.turns + 1,),
@@ -164,13 +166,8 @@ class Router(SequenceEnv):
 
     def parts_of(self, obs: jax.Array) -> dict[str, jax.Array]:
         """The parts of observations (..., D) by name, each in its shape."""
-        parts, start = {}, 0
-        for name, shape in self._shapes.items():
-            size = math.prod(shape)
-            parts[name] = obs[..., start : start + size].reshape(*obs.shape[:-1], *shape)
-            start += size
-        return parts
+        return parts_of(self, obs)
 
     def observation_space(self, params: Any) -> spaces.Box:
-        size = sum(map(math.prod, self._shapes.values()))
+        size = sum(map(math.prod, self.parts.values()))
         return spaces.Box(-jnp.inf, jnp.inf, (size,))

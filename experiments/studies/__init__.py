@@ -28,6 +28,7 @@ STUDIES = (
     "sequence_gradients",
     "vector_rewards",
     "state_distribution",
+    "maestro",
     "search",
     "speed",
 )

@@ -1,8 +1,8 @@
-"""Autoregressive policies: a GRU, a causal transformer with a cache, and a table.
+"""Autoregressive policies: a GRU, a causal transformer with a cache, a table; and a pointer.
 
-Each reads tokens (B, N) one after the other and gives, after each, the logits of the next. There
-are two ways, which give the same numbers: all at once, `network.apply(params, tokens)`, to learn;
-and token by token with a memory, to write:
+Each but the last reads tokens (B, N) one after the other and gives, after each, the logits of the
+next. There are two ways, which give the same numbers: all at once, `network.apply(params, tokens)`,
+to learn; and token by token with a memory, to write:
 
     memory = network.initial(B)
     memory, hidden = network.apply(params, memory, token, place, method="read")
@@ -231,6 +231,35 @@ class Table(nn.Module):
             rows.append(self.first_rows()[i] + read)
         hidden = self.rows[jnp.stack(rows, axis=1)]
         return Outputs(hidden, hidden)
+
+
+class Pointer(nn.Module):
+    """Scores of any number of candidates by their features, and one of choosing none of them.
+
+    Candidate e has (W z_e) . q(h) / sqrt(width), where z_e are its features and h is an MLP of the
+    state (Vinyals et al. 2015, arXiv:1506.03134, with dot products). The parameters do not depend
+    on how many candidates there are, and their order does not matter. Near uniform at first.
+
+    Attributes:
+        width: of both hidden layers, and of what is multiplied.
+
+    >>> network, state, candidates = Pointer(width=8), jnp.zeros((3, 5)), jnp.zeros((3, 4, 2))
+    >>> jax.eval_shape(network.init_with_output, jax.random.key(0), state, candidates)[0].shape
+    (3, 5)
+    """
+
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, state: jax.Array, candidates: jax.Array) -> jax.Array:
+        """Logits (..., E + 1) at states (..., S) of E candidates (..., E, D); the last: none."""
+        hidden = nn.tanh(nn.Dense(self.width)(state))
+        hidden = nn.tanh(nn.Dense(self.width)(hidden))
+        query = nn.Dense(self.width, kernel_init=orthogonal(0.01), name="query")(hidden)
+        keys = nn.Dense(self.width, use_bias=False, name="keys")(candidates)
+        scores = jnp.einsum("...w,...ew->...e", query, keys) / self.width**0.5
+        none = nn.Dense(1, kernel_init=orthogonal(0.01), name="none")(hidden)
+        return jnp.concatenate([scores, none], axis=-1)
 
 
 def number_of_rows(vocabulary: int, length: int) -> int:

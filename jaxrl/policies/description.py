@@ -54,6 +54,7 @@ class _Space(_Entries):
 
 class _Environment(_Entries):
     name: str
+    parts: dict[str, list[Annotated[int, Field(ge=0)]]] | None = None
 
 
 class _File(_Entries):
@@ -85,6 +86,7 @@ def of_agent(agent: Agent) -> dict[str, Any]:
     """
     _require_plain(agent)
     obs, _ = jax.eval_shape(agent.env.reset, jax.random.key(0), agent.env_params)
+    parts = getattr(agent.env, "parts", None)
     return {
         "agent": name_of(type(agent), "agent"),
         "hyperparameters": {
@@ -92,7 +94,8 @@ def of_agent(agent: Agent) -> dict[str, Any]:
             for h in agent.hyperparameters()
         },
         "data": getattr(agent, "data", None) is not None,
-        "environment": {"name": agent.env.name},
+        "environment": {"name": agent.env.name}
+        | ({"parts": plain(parts)} if isinstance(parts, dict) else {}),
         "observation": _of_space(agent.obs_space, obs.dtype),
         "action": _of_space(agent.action_space),
     }
@@ -149,7 +152,9 @@ def agent_of(content: Mapping[str, Any]) -> Agent:
         raise ValueError(f"{cls.name} has no hyper-parameter {unknown[0]!r} in this version")
     given = {name: _read(kinds[name], x) for name, x in values.items()}
     observation, action = _space(content["observation"]), _space(content["action"])
-    env = StandIn(content["environment"]["name"], observation, action)
+    parts = content["environment"].get("parts")
+    shapes = None if parts is None else {name: tuple(shape) for name, shape in parts.items()}
+    env = StandIn(content["environment"]["name"], observation, action, shapes)
     if content["data"]:
         given["data"] = _blank(env)
     return cls(env, env.default_params, **given)

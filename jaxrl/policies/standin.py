@@ -51,6 +51,7 @@ class StandIn:
     name: str
     observation: Discrete | Box
     action: Discrete | Box
+    parts: dict[str, tuple[int, ...]] | None = None  # of observations, see `spaces.parts_of`
     default_params: Params = PARAMS
     acts_only: ClassVar[bool] = True  # an agent need not learn here
 

@@ -106,7 +106,7 @@ def test_every_network_of_an_agent_has_one(cls):
 WITHOUT = {
     "sft": "its network reads tokens, not observations",
     "grpo": "its network reads tokens, not observations",
-    **dict.fromkeys(("opd", "poise", "vpo", "gdpo", "selfplay"), "as grpo's"),
+    **dict.fromkeys(("opd", "poise", "vpo", "gdpo", "selfplay", "maestro"), "as grpo's"),
     "xqc": "batch norm stands in every layer",
     "xqcfd": "batch norm stands in every layer",
 }

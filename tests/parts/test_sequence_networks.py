@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.parts.sequence_networks import Gru, Table, Transformer, number_of_rows
+from jaxrl.parts.sequence_networks import Gru, Pointer, Table, Transformer, number_of_rows
 
 V, N = 3, 4
 NETWORKS = {
@@ -66,3 +66,27 @@ def test_a_table_has_a_row_of_its_own_for_every_context():
             np.testing.assert_array_equal(np.diff(row), 1)
             seen.append(int(row[0]) // V)
     assert sorted(seen) == list(range(rows))
+
+
+def test_a_pointer_is_a_dot_product_for_each_candidate():
+    """Written out in float64; candidates that are added or moved leave the others as they are."""
+    network = Pointer(width=6)
+    rng = np.random.default_rng(0)
+    state, candidates = rng.normal(size=(5, 4)), rng.normal(size=(5, 3, 2))
+    arrays = [jnp.asarray(x, jnp.float32) for x in (state, candidates)]
+    shapes = network.init(jax.random.key(0), *arrays)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes)
+    layers = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
+    hidden = state
+    for name in ("Dense_0", "Dense_1"):
+        hidden = np.tanh(hidden @ layers[name]["kernel"] + layers[name]["bias"])
+    query, none = (
+        hidden @ layers[name]["kernel"] + layers[name]["bias"] for name in ("query", "none")
+    )
+    for i in range(5):
+        scores = [z @ layers["keys"]["kernel"] @ query[i] / 6**0.5 for z in candidates[i]]
+        logits = network.apply(params, arrays[0][i], arrays[1][i])
+        np.testing.assert_allclose(logits, [*scores, none[i, 0]], rtol=1e-5, atol=1e-5)
+    more = jnp.concatenate([arrays[1][:, ::-1], jnp.ones((5, 1, 2))], axis=1)
+    one, other = (network.apply(params, arrays[0], x) for x in (arrays[1], more))
+    np.testing.assert_allclose(other[:, [2, 1, 0, 4]], one, rtol=1e-5, atol=1e-5)

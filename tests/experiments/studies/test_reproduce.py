@@ -85,6 +85,7 @@ LATER = {  # whose full scale has still to be run
     "sequence_gradients",
     "vector_rewards",
     "state_distribution",
+    "maestro",
     "gate",
     "collapse",
 }
