@@ -56,7 +56,8 @@ class PrefixCritic(nn.Module):
         seen = jnp.tril(jnp.ones((length + 1, length + 1), bool))
         for _ in range(self.layers):
             block = Block(self.width, self.heads, dot)
-            x = block.attend(x, *block.project(x), seen)
+            query, key, value = block.project(x)
+            x = block.attend(x, query, key, value, seen)
         read_out = layer(1, kernel_init=nn.initializers.normal(0.01))
         return read_out(nn.LayerNorm()(x[:, 1:])).reshape(*batch, length)
 

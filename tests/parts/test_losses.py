@@ -52,7 +52,7 @@ def test_n_step_target():
 def test_prefix_targets_are_those_of_a_loop(terminal):
     """Windows of 1 to 4 steps; rewards beyond them and values of terminal states do not count."""
     rng, gamma, size = np.random.default_rng(0), 0.9, 4
-    reward, value = rng.normal(size=(2, 4, size))
+    reward, value = rng.normal(size=(2, 4, size)).astype(np.float32)
     num_steps = np.arange(1, 5)
     ended = terminal & (np.arange(size) >= num_steps[:, None] - 1)
     found = prefix_targets(reward, jnp.asarray(num_steps), ended, value, gamma)
