@@ -31,6 +31,7 @@ AGENTS = {
     "xqcfd": "off_policy.xqcfd:XQCfD",
     "wpo": "off_policy.wpo:WPO",
     "qed": "off_policy.qed:QED",
+    "acsac": "off_policy.acsac:ACSAC",
     "cql": "offline.cql:CQL",
     "discretecql": "offline.discretecql:DiscreteCQL",
     "bc": "offline.bc:BC",

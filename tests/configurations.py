@@ -38,6 +38,7 @@ TINY = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "abs": {"min_steps": 4, "max_steps": 8},
+    "acsac": {"chunk_lengths": (1, 2), "num_samples": 2, "flow_steps": 2, "width": 4, "heads": 2},
     "gdpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "grpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "maestro": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},

@@ -20,6 +20,7 @@ from tests.probes import ActionChoice
 
 # Agents that take no discrete actions.
 CONTINUOUS = ["sac", "td3", "mixturesac", "softgac", "wpo", "qed", "xqc", "xqcfd", "cql", "td3bc"]
+CONTINUOUS += ["acsac"]
 ENV = ActionChoice()
 PARAMS = ENV.default_params
 

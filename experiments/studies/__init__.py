@@ -25,6 +25,7 @@ STUDIES = (
     "xqc",
     "wasserstein",
     "disagreement",
+    "chunks",
     "sequence_gradients",
     "vector_rewards",
     "state_distribution",

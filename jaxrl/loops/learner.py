@@ -49,6 +49,7 @@ class Learner(Agent):
     offline_only: ClassVar[bool] = False  # a subclass that learns from recorded data alone
     takes_rewards: ClassVar[bool] = True  # False where they are not learnt from, or not changed
     takes_windows: ClassVar[bool] = False  # whether its targets are `n_step_target`
+    takes_whole_windows: ClassVar[bool] = False  # whether it learns from all steps of a window
 
     data: Dataset | None = shared()
     data_share: float = static(
@@ -91,6 +92,19 @@ class Learner(Agent):
         self, learner: Any, obs: jax.Array, key: jax.Array, progress: jax.Array
     ) -> jax.Array:
         """Actions to collect with, for observations (N, ...); continuous ones within [-1, 1]."""
+        raise NotImplementedError
+
+    def initial_memory(self) -> Any:
+        """What it remembers at the start of an episode, of one environment; None: it never does.
+
+        One that remembers implements `explore_from` in the place of `explore`.
+        """
+        return None
+
+    def explore_from(
+        self, learner: Any, memory: Any, obs: jax.Array, key: jax.Array, progress: jax.Array
+    ) -> tuple[Any, jax.Array]:
+        """Memories (N, ...) after acting, and actions, from the memories before."""
         raise NotImplementedError
 
     def observe(self, learner: Any, steps: Transition) -> Any:
@@ -173,6 +187,11 @@ class Learner(Agent):
             )
 
     @property
+    def window(self) -> int:
+        """Steps of the windows that it learns from."""
+        return self.n_step
+
+    @property
     def collects(self) -> bool:
         """Whether environments are stepped, rather than recorded data read alone."""
         return not self.offline_only and (self.data is None or self.data_share < 1)
@@ -196,10 +215,8 @@ class Learner(Agent):
         """Where batches come from."""
         if self.data is None:
             return self.collected()
-        if self.collects:
-            recorded = Recorded(self.data, n_step=self.n_step)
-            return Mixed(recorded, self.collected(), self.data_share)
-        return Recorded(self.data, n_step=self.n_step)
+        recorded = Recorded(self.data, n_step=self.window, whole=self.takes_whole_windows)
+        return Mixed(recorded, self.collected(), self.data_share) if self.collects else recorded
 
     def collected(self) -> Collected:
         return Collected(
@@ -211,7 +228,9 @@ class Learner(Agent):
             self.num_rows,
             self.lean_buffer,
             self.learning_starts,
-            n_step=self.n_step,
+            n_step=self.window,
+            whole=self.takes_whole_windows,
+            initial_memory=self.initial_memory(),
         )
 
     def init(self, key: jax.Array) -> LearnerState:
@@ -259,7 +278,11 @@ class Learner(Agent):
             obs = self.normalize(state.obs_moments, obs)
             return self.explore(state.learner, obs, key, progress)
 
-        return explore
+        def explore_from(memory, obs, key):
+            obs = self.normalize(state.obs_moments, obs)
+            return self.explore_from(state.learner, memory, obs, key, progress)
+
+        return explore if self.initial_memory() is None else explore_from
 
     def normalize(self, moments: RunningMoments, obs: Any) -> Any:
         """Observations as networks take them."""

@@ -17,7 +17,8 @@ from jaxrl.parts.replay import Batch, Dataset, Replay
 from jaxrl.parts.rollout import Actors, Transition, reset, rollout
 from jaxrl.parts.trees import first_of
 
-Explore = Callable[[jax.Array, jax.Array], jax.Array]  # observations (N, ...), key -> actions
+# Observations (N, ...), key -> actions; with a memory: memory, observations, key -> both.
+Explore = Callable[..., Any]
 Learn = Callable[[Any], tuple[Any, dict[str, jax.Array]]]  # learner -> learner, metrics
 
 
@@ -59,11 +60,13 @@ class Recorded(NamedTuple):
     Attributes:
         best: draw only from this share of the steps, those of the episodes with the highest return.
         n_step: draw windows of this many steps.
+        whole: keep all steps of a window.
     """
 
     data: Dataset
     best: float | jax.Array = 1.0
     n_step: int = 1
+    whole: bool = False
 
     @property
     def known(self) -> jax.Array | None:
@@ -83,7 +86,7 @@ class Recorded(NamedTuple):
         return learn(learner)
 
     def draw(self, state: Any, key: jax.Array, t: jax.Array, size: int) -> Batch:
-        return replay.draw(key, self.data, size, self.best, self.n_step)
+        return replay.draw(key, self.data, size, self.best, self.n_step, self.whole)
 
 
 class CollectedState(NamedTuple):
@@ -102,6 +105,8 @@ class Collected(NamedTuple):
         newest, newest_share: this share of each batch is drawn from this many newest rows.
         n_step: draw windows of this many steps, shorter where an episode ends in them, or what has
             been collected.
+        whole: keep all steps of a window.
+        initial_memory: of a policy with memory, what it starts an episode with (no axis of N).
     """
 
     env: Any
@@ -115,6 +120,8 @@ class Collected(NamedTuple):
     newest: int = 0
     newest_share: float = 0.0
     n_step: int = 1
+    whole: bool = False
+    initial_memory: Any = None
 
     @property
     def steps_per_iteration(self) -> int:
@@ -130,13 +137,15 @@ class Collected(NamedTuple):
 
     def init(self, key: jax.Array) -> tuple[CollectedState, jax.Array]:
         reset_key = derive(key, Tag.RESET)
-        actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.record)
+        memory = () if self.initial_memory is None else self.initial_memory
+        actors = reset(reset_key, self.env, self.env_params, self.num_envs, self.record, memory)
         return self.emptied(actors), first_of(actors.obs)
 
     def emptied(self, actors: Actors) -> CollectedState:
         """These environments, and a replay that holds nothing."""
         action = jax.eval_shape(self.random_action, jax.random.key(0), actors.obs)
-        memory = replay.create(actors.obs, action, self.num_rows, self.lean, self.n_step > 1)
+        windows = self.n_step > 1 or self.whole
+        memory = replay.create(actors.obs, action, self.num_rows, self.lean, windows)
         return CollectedState(actors, memory)
 
     def refilled(
@@ -168,9 +177,22 @@ class Collected(NamedTuple):
             )
             return action, spaces.to_env(space, action), ()
 
-        rollout_key = derive(key, Tag.ROLLOUT, t)
+        def act_with_memory(memory, obs, key):
+            memory, action = lax.cond(
+                exploring,
+                lambda: explore(memory, obs, key),
+                lambda: (memory, self.random_action(key, obs)),
+            )
+            return memory, action, spaces.to_env(space, action), ()
+
         actors, steps, episodes = rollout(
-            rollout_key, self.env, self.env_params, state.actors, act, self.num_steps
+            derive(key, Tag.ROLLOUT, t),
+            self.env,
+            self.env_params,
+            state.actors,
+            act if self.initial_memory is None else act_with_memory,
+            self.num_steps,
+            initial_memory=self.initial_memory,
         )
         memory = replay.add(state.replay, t * self.num_steps, steps)
         return CollectedState(actors, memory), steps, episodes.metrics()
@@ -188,11 +210,11 @@ class Collected(NamedTuple):
         written = (t + 1) * self.num_steps
         newest = round(self.newest_share * size)
         if newest == 0:
-            return replay.sample(key, state.replay, written, size, n_step=self.n_step)
-        keys = jax.random.split(key)
+            return replay.sample(key, state.replay, written, size, None, self.n_step, self.whole)
+        keys, windows = jax.random.split(key), (self.n_step, self.whole)
         return concatenate(
-            replay.sample(keys[0], state.replay, written, size - newest, None, self.n_step),
-            replay.sample(keys[1], state.replay, written, newest, self.newest, self.n_step),
+            replay.sample(keys[0], state.replay, written, size - newest, None, *windows),
+            replay.sample(keys[1], state.replay, written, newest, self.newest, *windows),
         )
 
 

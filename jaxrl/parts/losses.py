@@ -62,6 +62,33 @@ def n_step_target(
     return td_target(total, terminated, next_value, gamma**k)
 
 
+def prefix_targets(
+    reward: jax.Array,
+    num_steps: jax.Array,
+    terminated: jax.Array,
+    next_value: jax.Array,
+    gamma: float | jax.Array,
+) -> jax.Array:
+    """The `n_step_target` (B, n) of every prefix of a window: h = 1, ..., n steps.
+
+        sum_{i<min(h,k)} gamma^i r_i + gamma^h V(s_h), the latter where step h did not terminate
+
+    Args:
+        reward: rewards (B, n) of windows of steps.
+        num_steps: how many of them count, k (B,).
+        terminated: whether the episode had ended by the end of each step (B, n).
+        next_value: V of the state that each step led to (B, n).
+
+    >>> reward, no = jnp.array([[1.0, 2.0, 4.0]]), jnp.zeros((1, 3), bool)
+    >>> prefix_targets(reward, jnp.array([3]), no, jnp.full((1, 3), 8.0), gamma=0.5).tolist()
+    [[5.0, 4.0, 4.0]]
+    """
+    i = jnp.arange(reward.shape[1], dtype=reward.dtype)
+    counted = i < num_steps.astype(reward.dtype)[:, None]
+    total = jnp.cumsum(jnp.where(counted, gamma**i * reward, 0), axis=1)
+    return td_target(total, terminated, next_value, gamma ** (i + 1))
+
+
 def q_targets(
     reward: jax.Array,
     terminated: jax.Array,

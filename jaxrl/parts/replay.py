@@ -40,6 +40,10 @@ class Batch(NamedTuple):
     Sampled as windows of n steps, a row has the rewards (B, n) of all of them, of which the first
     `num_steps` (B,) count: the window ends where its episode does, or what is stored. `terminated`
     and `next_obs` are then those of its last step, `obs` and `action` those of its first.
+
+    Sampled as whole windows, it has `action`, `terminated`, `next_obs` and `valid` (B, n, ...) of
+    every step, and `obs` of the first. Beyond its length a window repeats its last step, which is
+    valid there only if that terminated: nothing that is done afterwards changes anything.
     """
 
     obs: Any
@@ -131,6 +135,7 @@ def sample(
     batch_size: int,
     newest: int | None = None,
     n_step: int = 1,
+    whole: bool = False,
 ) -> Batch:
     """Steps drawn uniformly, with replacement, from what is stored.
 
@@ -138,11 +143,12 @@ def sample(
         written: rows written so far, ever; at least 1, in a lean memory 2.
         newest: draw only from this many newest rows.
         n_step: draw windows of this many steps, by their first ones.
+        whole: keep all their steps.
     """
     num_rows, num_envs = replay.reward.shape
     lean = replay.next_obs is None
 
-    def take(rows: Any, row: jax.Array) -> Any:
+    def take(rows: Any, row: jax.Array, env: jax.Array) -> Any:
         return jax.tree.map(lambda x: x[row, env], rows)
 
     def ended(row: jax.Array) -> jax.Array:
@@ -155,24 +161,49 @@ def sample(
     age = jax.random.randint(row_key, (batch_size,), 1 if lean else 0, stored)
     row = (written - 1 - age) % num_rows
     env = jax.random.randint(env_key, (batch_size,), 0, num_envs)
+    obs = take(replay.obs, row, env)
     reward, last, num_steps = replay.reward[row, env], row, None
-    if n_step > 1:
+    action, known_successor, within = replay.action[row, env], age < stored, None
+    if n_step > 1 or whole:
         window = [(row + i) % num_rows for i in range(n_step)]
         reward = jnp.stack([replay.reward[each, env] for each in window], axis=1)
         known = jnp.maximum(age + 1 - int(lean), 1)  # steps up to the newest with a successor
         num_steps = window_length(jnp.stack([ended(each) for each in window], axis=1), known)
         last = (row + num_steps - 1) % num_rows
+    if whole:
+        assert num_steps is not None
+        within, offset = steps_of_windows(num_steps, n_step)
+        last, env, known_successor = (
+            (row[:, None] + offset) % num_rows,
+            env[:, None],
+            known_successor[:, None],
+        )
+        action = replay.action[last, env]
     terminated = replay.terminated[last, env]
     if replay.next_obs is None:
         assert replay.truncated is not None
-        next_obs = take(replay.obs, (last + 1) % num_rows)
+        next_obs = take(replay.obs, (last + 1) % num_rows, env)
         # With a single row stored, its successor is not.
-        valid = (terminated | ~replay.truncated[last, env]) & (age < stored)
+        valid = (terminated | ~replay.truncated[last, env]) & known_successor
     else:
-        next_obs = take(replay.next_obs, last)
-        valid = jnp.ones((batch_size,), bool)
-    action = replay.action[row, env]
-    return Batch(take(replay.obs, row), action, reward, terminated, next_obs, valid, num_steps)
+        next_obs = take(replay.next_obs, last, env)
+        valid = jnp.ones(last.shape, bool)
+    if within is not None:
+        valid &= within | terminated
+    return Batch(obs, action, reward, terminated, next_obs, valid, num_steps)
+
+
+def steps_of_windows(num_steps: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Which places (B, n) of windows of `num_steps` (B,) are within them, and the steps there.
+
+    Places beyond have the last step.
+
+    >>> within, step = steps_of_windows(jnp.array([2, 3]), size=3)
+    >>> within.tolist(), step.tolist()
+    ([[True, True, False], [True, True, True]], [[0, 1, 1], [0, 1, 2]])
+    """
+    place = jnp.arange(size, dtype=num_steps.dtype)
+    return place < num_steps[:, None], jnp.minimum(place, num_steps[:, None] - 1)
 
 
 def window_length(ended: jax.Array, known: jax.Array) -> jax.Array:
@@ -193,6 +224,7 @@ def draw(
     batch_size: int,
     best: float | jax.Array = 1.0,
     n_step: int = 1,
+    whole: bool = False,
 ) -> Batch:
     """Steps drawn uniformly, with replacement, from a dataset.
 
@@ -200,22 +232,29 @@ def draw(
         best: draw only from this share of its steps, those of the episodes with the highest
             returns.
         n_step: draw windows of this many steps, by their first ones.
+        whole: keep all their steps.
     """
     size = len(data.reward)
     eligible = jnp.clip(jnp.ceil(best * size).astype(jnp.int32), 1, size)
     i = data.best_first[jax.random.randint(key, (batch_size,), 0, eligible)]
     reward, last, num_steps = data.reward[i], i, None
-    if n_step > 1:
+    action, valid = data.action[i], jnp.ones((batch_size,), bool)
+    if n_step > 1 or whole:
         window = jnp.minimum(i[:, None] + jnp.arange(n_step), size - 1)
         num_steps = window_length((data.terminated | data.truncated)[window], size - i)
         reward, last = data.reward[window], i + num_steps - 1
+    if whole:
+        assert num_steps is not None
+        within, offset = steps_of_windows(num_steps, n_step)
+        last = i[:, None] + offset
+        action, valid = data.action[last], within | data.terminated[last]
     return Batch(
         data.obs[i],
-        data.action[i],
+        action,
         reward,
         data.terminated[last],
         data.next_obs[last],
-        jnp.ones((batch_size,), bool),
+        valid,
         num_steps,
     )
 

@@ -11,6 +11,7 @@ to learn; and token by token with a memory, to write:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -86,16 +87,21 @@ class Gru(nn.Module):
 
 
 class Block(nn.Module):
-    """Causal attention and an MLP of four times the width, each on normalised input and added."""
+    """Causal attention and an MLP of four times the width, each on normalised input and added.
+
+    `dot_general` is that of its dense layers; None: flax's own.
+    """
 
     width: int
     heads: int
+    dot_general: Any = None
 
     def setup(self) -> None:
+        dense = partial(nn.Dense, dot_general=self.dot_general)
         self.attention_norm, self.mlp_norm = nn.LayerNorm(), nn.LayerNorm()
-        self.queries_keys_values = nn.Dense(3 * self.width)
-        self.mix = nn.Dense(self.width)
-        self.expand, self.contract = nn.Dense(4 * self.width), nn.Dense(self.width)
+        self.queries_keys_values = dense(3 * self.width)
+        self.mix = dense(self.width)
+        self.expand, self.contract = dense(4 * self.width), dense(self.width)
 
     def project(self, x: jax.Array) -> list[jax.Array]:
         """Queries, keys and values (B, N, heads, W / heads) of x (B, N, W)."""

@@ -15,6 +15,7 @@ from jaxrl.parts.losses import (
     kept_beyond_clip,
     kept_by_noise,
     n_step_target,
+    prefix_targets,
     q_targets,
     softmax_cloning_loss,
     td_target,
@@ -45,6 +46,21 @@ def test_n_step_target():
     np.testing.assert_array_equal(n_step_target(*args, 1.0), [15, 11, 5])
     single = reward[:, 0], None, *args[2:], 0.5
     np.testing.assert_array_equal(n_step_target(*single), [5, 5, 5])
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_prefix_targets_are_those_of_a_loop(terminal):
+    """Windows of 1 to 4 steps; rewards beyond them and values of terminal states do not count."""
+    rng, gamma, size = np.random.default_rng(0), 0.9, 4
+    reward, value = rng.normal(size=(2, 4, size)).astype(np.float32)
+    num_steps = np.arange(1, 5)
+    ended = terminal & (np.arange(size) >= num_steps[:, None] - 1)
+    found = prefix_targets(reward, jnp.asarray(num_steps), ended, value, gamma)
+    for b, h in np.ndindex(4, size):
+        count = min(h + 1, num_steps[b])
+        total = sum(gamma**i * reward[b, i] for i in range(count))
+        expected = total if ended[b, h] else total + gamma ** (h + 1) * value[b, h]
+        assert float(found[b, h]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_q_targets():

@@ -183,3 +183,72 @@ def test_windows_of_recorded_steps_give_the_targets_of_a_plain_loop():
     args = batch.reward, batch.num_steps, batch.terminated, next_value, GAMMA
     assert set(first) == set(range(size))
     np.testing.assert_allclose(n_step_target(*args), expected, rtol=1e-5)
+
+
+# Whole windows ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize(("rollouts", "n"), [(1, 3), (3, 4), (8, 6), (8, 1)])
+def test_whole_windows_hold_every_step(rollouts, n, lean):
+    """Of a plain loop: what each place has, and whether it counts."""
+    written = rollouts * STEPS
+    newest = written - 1 - lean
+    memory = filled(rollouts, lean, windows=True)
+    args = jax.random.key(n), memory, jnp.int32(written), 300
+    batch = replay.sample(*args, n_step=n, whole=True)
+    plain = replay.sample(*args, n_step=n)
+    np.testing.assert_array_equal(batch.obs, plain.obs)
+    np.testing.assert_array_equal(batch.reward, plain.reward.reshape(300, n))
+    assert batch.action.shape == batch.valid.shape == batch.terminated.shape == (300, n)
+    for i, first in enumerate(np.asarray(batch.obs, int)[:, 0]):
+        row, env = first // 10, first % 10
+        obs, known, terminated = first, True, False
+        for j in range(n):
+            if j > 0 and known and not terminated:  # the episode goes on, as far as is stored
+                over = (row + j - 1 + env) % 7 == 2 or row + j - 1 == newest
+                known = not over
+            if known and not terminated:
+                obs = (row + j) * 10 + env
+                terminated = (row + j + env) % 5 == 1
+            truncated = (row + j + env) % 7 == 2
+            lost = lean and truncated and not terminated
+            assert batch.action[i, j] == obs + 1
+            assert bool(batch.valid[i, j]) == (known and not lost)
+            assert bool(batch.terminated[i, j]) == terminated
+            if batch.valid[i, j] and not terminated:
+                successor = 65535 if truncated else obs + 10
+                assert int(batch.next_obs[i, j, 0]) == successor
+
+
+def test_whole_windows_of_recorded_steps():
+    """The end of an episode at step 1, a cut at step 3, the end of the data at step 5."""
+    size, n = 6, 3
+    data = replay.Dataset(
+        obs=jnp.arange(size, dtype=jnp.float32)[:, None],
+        action=jnp.arange(size),
+        reward=jnp.arange(size, dtype=jnp.float32),
+        terminated=jnp.arange(size) == 1,
+        truncated=jnp.arange(size) == 3,
+        next_obs=jnp.arange(size, dtype=jnp.float32)[:, None] + 100,
+        best_first=jnp.arange(size),
+        return_range=jnp.zeros(2),
+    )
+    batch = replay.draw(KEY, data, 100, n_step=n, whole=True)
+    expected = {  # first step -> steps, which of them count, whether the episode has terminated
+        0: ([0, 1, 1], [1, 1, 1], [0, 1, 1]),
+        1: ([1, 1, 1], [1, 1, 1], [1, 1, 1]),
+        2: ([2, 3, 3], [1, 1, 0], [0, 0, 0]),
+        3: ([3, 3, 3], [1, 0, 0], [0, 0, 0]),
+        4: ([4, 5, 5], [1, 1, 0], [0, 0, 0]),
+        5: ([5, 5, 5], [1, 0, 0], [0, 0, 0]),
+    }
+    firsts = np.asarray(batch.obs, int)[:, 0]
+    assert set(firsts) == set(expected)
+    for i, first in enumerate(firsts):
+        steps, valid, terminated = expected[first]
+        assert batch.action[i].tolist() == steps
+        assert (np.asarray(batch.next_obs)[i, :, 0] - 100).tolist() == steps
+        assert batch.valid[i].astype(int).tolist() == valid
+        assert batch.terminated[i].astype(int).tolist() == terminated
+    assert batch.num_steps.tolist() == [{0: 2, 1: 1, 2: 2, 3: 1, 4: 2, 5: 1}[f] for f in firsts]

@@ -81,6 +81,7 @@ def test_page_is_that_of_the_kept_results(tmp_path):
 LATER = {  # whose full scale has still to be run
     "wasserstein",
     "disagreement",
+    "chunks",
     "xqc",
     "sequence_gradients",
     "vector_rewards",
