@@ -165,7 +165,7 @@ class Speed(study.Study):
         "How much faster than rejax does the same work run here, on the same machine, and what "
         "share of it is matrix products?"
     )
-    budget = "13 rows, five rounds each: about 25 minutes on two idle cores (`make bench`)"
+    budget = "13 rows, five rounds each: 25 to 35 minutes on two cores (`make bench`)"
 
     def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
         full = {name: DEFAULTS | settings for name, (settings, _) in ROWS.items()}
