@@ -72,7 +72,7 @@ def test_every_agent_acts_as_before_bit_for_bit(name, kind, tmp_path):
     arrays = load_file(tmp_path / "policy.safetensors")
     # ACSAC acts by its critics.
     unneeded = ["opt", "replay", "target" if name == "acsac" else "critic"]
-    assert 0 < sum(x.size for x in arrays.values()) < 1500
+    assert 0 < sum(x.size for x in arrays.values()) < 6000
     assert not [x for x in arrays for word in unneeded if word in x]
     assert any(name.startswith("obs_moments") for name in arrays) == getattr(
         run.agent, "normalize_observations", False
