@@ -198,7 +198,8 @@ def with_expert(env: Router, params: Any) -> tuple[Router, Any]:
 def measures_of(agent: Any, params: Any, key: jax.Array) -> dict[str, jax.Array]:
     """Return, accuracy and calls of the greedy policy, and whom it calls in one domain.
 
-    "called_at_home": the share of calls of the last expert, in the domain of the new one.
+    "called_at_home": the share of calls of the last expert, in the domain of the new one; 0 where
+    nobody is called there.
     """
     tasks = agent.fresh_prompts(key, NUMBER)
     tokens = agent.sample(params, tasks, None)[0]
@@ -210,7 +211,7 @@ def measures_of(agent: Any, params: Any, key: jax.Array) -> dict[str, jax.Array]
         "return": verdict.reward.mean(),
         "accuracy": verdict.correct.mean(),
         "calls": is_call.sum(axis=-1).mean(),
-        "called_at_home": last.sum() / is_home.sum(),
+        "called_at_home": last.sum() / is_home.sum().clip(1),
     }
 
 
