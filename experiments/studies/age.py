@@ -71,11 +71,14 @@ def code_of(words: Iterable[str]) -> set[str]:
     """The files that numbers come from of the agents and environments among these words."""
     files = {f"jaxrl/training/{name}.py" for name in ENGINE} | {"envs_jax/wrappers.py"}
     for word in words:
+        suite, _, rest = word.partition("/")
         if word in agents.AGENTS:
             module = agents.AGENTS[word].partition(":")[0].replace(".", "/")
             files |= closure(f"agents/{module}.py")
-        suite, _, rest = word.partition("/")
-        files.add(f"envs_jax/{SUITES[suite] if rest and suite in SUITES else 'gymnax_envs.py'}")
+        elif rest and suite in SUITES:
+            files.add(f"envs_jax/{SUITES[suite]}")
+        else:
+            files.add("envs_jax/gymnax_envs.py")
     return files
 
 

@@ -98,6 +98,14 @@ def test_a_commit_that_is_not_there_tells_nothing(project):
     assert of_recipe(project)[2:] == ("unknown", None)
 
 
+def test_a_suite_has_its_own_file():
+    files = age.code_of(["trpo", "brax/hopper"])
+    assert {x for x in files if x.startswith("envs_jax/")} == {
+        "envs_jax/wrappers.py",
+        "envs_jax/brax_envs.py",
+    }
+
+
 def test_studies_name_their_agents_and_environments():
     words = age._words(age.ROOT / "experiments" / "studies" / "two_peaks.py")
     assert {"agents/off_policy/sac.py", "jaxrl/loops/learner.py"} <= age.code_of(words)
