@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jaxlib.version
 import pytest
 
 from jaxrl.training import schedule
@@ -12,6 +13,12 @@ from jaxrl.training.engine import forget_programs
 
 # Two CPU devices whatever the machine has, so that populations are really spread in the tests.
 jax.config.update("jax_num_cpu_devices", 2)
+
+# XLA's newer emitters of CPU code take 1.7 times as long to compile, for programs that run faster
+# than a test needs. jax 0.11 has no others, and ends a process that asks for them.
+if jaxlib.version.__version_info__ < (0, 11):
+    _FLAGS = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_cpu_use_fusion_emitters=false"
 
 # Programs compiled by an earlier run of the tests are read back instead of compiled again. Each
 # worker has its own, so that none reads what another is still writing.

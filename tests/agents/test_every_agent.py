@@ -3,6 +3,7 @@
 A new agent is under all of it, and of test_every_run.py, by being registered.
 """
 
+import inspect
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,17 +168,16 @@ def test_the_state_keeps_its_shapes(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_metrics_are_named_scalars(name):
+def test_metrics_are_scalars_that_the_page_explains(name):
     usual = {"episode_return", "episode_length", "episodes"}
-    page = Path(agents.__file__).parent / "README.md"
-    documented = page.read_text() if page.exists() else None
+    page = (Path(agents.__file__).parent / "README.md").read_text()
+    explained = page[page.index("## Metrics") :]
     for kind, agent, program in each(name):
         chex.assert_shape(list(program.metrics.values()), ())
         if agent.actors(program.state) is not None:
             assert usual <= program.metrics.keys(), kind
-        if documented is not None:
-            missing = [m for m in program.metrics if f"`{m}`" not in documented]
-            assert not missing, f"agents/README.md does not say what they are: {missing}"
+        missing = [m for m in program.metrics if f"| `{m}` |" not in explained]
+        assert not missing, f"agents/README.md does not say what they are: {missing}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -215,13 +215,28 @@ def test_branches_survive_vmap(name):
 def test_every_choice_changes_the_program_and_leaves_nothing_dead(name):
     """Static ones, exactly: the program of every other value differs; there, all is reached too.
 
-    Each is changed in the first kind of configuration in which it has an effect.
+    Each is changed in the first kind of configuration in which it has an effect, and what a loop
+    declares for all its agents in the first of them.
     """
     faults = []
     for h in type(main_configuration(name)).hyperparameters():
-        if h.kind == "static" and h.name not in LENGTH:
+        if h.kind == "static" and h.name not in LENGTH and first_with(h, name) == name:
             faults += faults_of(h, name)
     assert not faults, "\n".join(faults)
+
+
+def first_with(h: Hyperparameter, name: str) -> str:
+    """The first agent in which what this one declares or inherits has an effect, else this one."""
+
+    def declared(name):
+        cls = type(main_configuration(name))
+        return next((c for c in cls.__mro__ if h.name in inspect.get_annotations(c)), None)
+
+    for other in NAMES:
+        in_effect = any(h.name not in agent.unused() for agent in configurations(other).values())
+        if in_effect and declared(other) is declared(name):
+            return other
+    return name
 
 
 def faults_of(h: Hyperparameter, name: str) -> list[str]:

@@ -142,6 +142,7 @@ def moved(before, after):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("name", WITH)
 def test_every_agent_learns_with_a_body(name):
     agent = own_network(name, Body())

@@ -1,19 +1,11 @@
-"""What the pages say is true: their Python runs, their files exist, every metric is explained."""
+"""What the pages say is true: their Python runs and their files exist."""
 
-import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import agents
-import envs_jax
-import jaxrl
-from envs_jax import datasets
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,26 +51,3 @@ def test_links_and_files_of_the_pages_exist():
         missing += [f"{page}: {path}" for path in links + files if not path.exists()]
     assert count >= 20
     assert missing == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", agents.AGENTS)
-def test_every_metric_is_explained(name):
-    agent = any_agent(name)
-    state = jax.eval_shape(agent.init, jax.random.key(0))
-    _, metrics = jax.eval_shape(agent.step, state, jnp.zeros((), jnp.int32))
-    page = (ROOT / "agents/README.md").read_text()
-    table = page[page.index("## Metrics") :]
-    assert metrics
-    assert [metric for metric in metrics if f"| `{metric}` |" not in table] == []
-
-
-def any_agent(name: str) -> jaxrl.Agent:
-    """An agent with the first environment and data that it accepts."""
-    for env_id in ("CartPole-v1", "Pendulum-v1", "sequences/sum", "sequences/dsl"):
-        env, env_params = envs_jax.make(env_id)
-        data = datasets.blank(env, env_params).dataset(env, env_params)
-        for fields in ({}, {"data": data}):
-            with contextlib.suppress(ValueError, TypeError):
-                return agents.get(name)(env, env_params, **fields)
-    raise AssertionError(f"{name} accepts no environment")
