@@ -1,4 +1,4 @@
-"""PQN: known answers on probes, Q* of a table, behaviour, schedules, CartPole."""
+"""PQN: known answers on probes, Q* of a table, behaviour, schedules."""
 
 import gymnax
 import jax
@@ -135,26 +135,3 @@ def test_continuous_actions_are_refused():
     env, params = gymnax.make("Pendulum-v1")
     with pytest.raises(ValueError, match=r"^pqn needs discrete actions, but Pendulum.* has cont"):
         PQN(env, params)
-
-
-@pytest.mark.slow
-def test_cartpole():
-    env, params = gymnax.make("CartPole-v1")
-    agent = PQN(
-        env,
-        params,
-        total_steps=200_000,
-        num_envs=32,
-        num_steps=64,
-        num_epochs=4,
-        num_minibatches=16,
-        learning_rate=3e-4,
-        q_lambda=0.95,
-        epsilon_end=0.2,
-        epsilon_fraction=0.2,
-        reward_scale=0.1,
-        hidden_sizes=(128, 128),
-    )
-    population = jaxrl.sweep(agent, seeds=8)
-    returns = population.evaluate(episodes=32).returns.mean(axis=1)
-    assert returns.mean() >= 475, returns
