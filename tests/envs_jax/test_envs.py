@@ -75,14 +75,14 @@ def rollout(env, key, params, num_steps=NUM_STEPS):
     return jax.lax.scan(step, (obs, state), jax.random.split(key, num_steps))[1]
 
 
-def check_types(env, params):
+def check_types(env, params, steps=("step", "step_env")):
     """Reset and step agree, nothing is weakly typed, observations match their space."""
     key = jax.random.key(0)
     action = jax.eval_shape(env.action_space(params).sample, key)
     obs, state = jax.eval_shape(env.reset, key, params)
-    for step in (env.step, env.step_env):
+    for step in steps:
         next_obs, next_state, reward, *flags, info = jax.eval_shape(
-            step, key, state, action, params
+            getattr(env, step), key, state, action, params
         )
         assert types(obs) == types(next_obs)
         assert types(state) == types(next_state)

@@ -87,13 +87,23 @@ def test_two_processes_train_what_one_does(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first, alone)
 
 
+LONG = [*WORDS, "--steps", "4e4", "--checkpoint-every", "1", "--out"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What two processes leave that nobody kills."""
+    folder = tmp_path_factory.mktemp("whole")
+    two, logs = start_two([*LONG, str(folder / "run")], folder)
+    assert [process.wait(timeout=200) for process in two] == [0, 0], logs[0].read_text()
+    return arrays(folder / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_where_one_is_killed_the_other_says_so_and_the_run_goes_on(victim, tmp_path):
-    words = [*WORDS, "--steps", "1e5"]
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    every = ["--checkpoint-every", "2", "--out"]
-    two, logs = start_two([*words, *every, str(out)], tmp_path)
+def test_where_one_is_killed_the_other_says_so_and_the_run_goes_on(victim, whole, tmp_path):
+    out = tmp_path / "run"
+    two, logs = start_two([*LONG, str(out)], tmp_path)
     while not re.search(r" [2-8]\d%", logs[0].read_text()):
         assert two[0].poll() is None, logs[0].read_text()
         time.sleep(0.1)
@@ -103,12 +113,11 @@ def test_where_one_is_killed_the_other_says_so_and_the_run_goes_on(victim, tmp_p
     text = logs[survivor].read_text()
     assert "another process of this run is gone" in text or "another task died" in text
     two[victim].wait()
-    for again in (["sweep", "--resume", str(out)], [*words, *every, str(whole)]):
-        two, logs = start_two(again, tmp_path)
-        assert [process.wait(timeout=200) for process in two] == [0, 0], logs[0].read_text()
+    two, logs = start_two(["sweep", "--resume", str(out)], tmp_path)
+    assert [process.wait(timeout=200) for process in two] == [0, 0], logs[0].read_text()
     assert "final return over 2 seeds" in logs[0].read_text()
     assert "final return" not in logs[1].read_text()  # one of them reports
-    jax.tree.map(np.testing.assert_array_equal, arrays(out), arrays(whole))
+    jax.tree.map(np.testing.assert_array_equal, arrays(out), whole)
 
 
 def test_what_does_not_belong_together_is_refused():
