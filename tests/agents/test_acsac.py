@@ -251,7 +251,7 @@ def test_reaches_the_known_answers():
         batch_size=32,
         buffer_size=4096,
         learning_starts=256,
-        total_steps=8 * 800,
+        total_steps=8 * 500,
     )
     population = jaxrl.sweep(agent, [settings_of(rows)[i] for i in chosen])
     for i, place in enumerate(chosen):

@@ -17,8 +17,6 @@ from tests.helpers import assert_same, primitives
 from tests.probes import CHOICE, GAMMA, MATCH, ConstantReward, any_of, known_answers, settings
 from tests.records import data_of
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 KEY = jax.random.key(0)
 ENV = ConstantReward(continuous=True)
 SMALL = {
@@ -352,7 +350,7 @@ def test_reaches_the_known_answers():
         value_bound=12.0,
         temperature=0.02,
         temperature_learning_rate=0.0,
-        **options | {"hidden_sizes": (16, 16), "actor_hidden_sizes": (16,), "total_steps": 10_000},
+        **options | {"hidden_sizes": (16, 16), "actor_hidden_sizes": (16,), "total_steps": 6_000},
     )
     population = jaxrl.sweep(agent, settings(rows))
     returns = population.evaluate(episodes=32).returns.mean(axis=1)
