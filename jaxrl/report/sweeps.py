@@ -106,6 +106,8 @@ def _over_one(
     `own` is each setting's value, `results` its dots, `means` its mean; of `few` runs the band is
     the range.
     """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
     numbers = _are_numbers(values)
     place = {v: v if numbers else i for i, v in enumerate(values)}
     x = np.asarray([place[_hashable(value)] for value in own], dtype=float)
@@ -133,6 +135,14 @@ def _over_one(
     axes.set_xlabel(name.replace("_", " "))
     if numbers and _are_logarithmic(values):
         axes.set_xscale("log")
+        if max(values) / min(values) < 100:  # labels at 1 and 3 of each decade; else at decades
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    elif numbers:  # room for small numbers, which have long labels
+        axes.xaxis.set_major_locator(
+            MaxNLocator(4, integer=all(isinstance(v, int) for v in values))
+        )
     if len(values) <= 4 or not numbers:  # more numbers run into each other
         axes.set_xticks(at, [_text(value) for value in values])
         axes.minorticks_off()

@@ -1,5 +1,7 @@
 """Figures of what a sweep found."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,21 @@ def test_the_band_of_members_that_diverged_is_of_the_others():
 def test_the_axis_on_which_values_stand_evenly(values, scale):
     figure = figure_of([{"a": value} for value in values], range(len(values)))
     assert figure.axes[0].get_xscale() == scale
+
+
+@pytest.mark.parametrize("last", [1.5e-3, 4.5e-3, 0.05, 1.0])
+def test_numbers_along_an_axis_are_read_apart(last):
+    rates = np.geomspace(1.9e-4, last, 6)
+    settings = [{"rate": float(rate), "n": i % 3, "d": i % 2} for i, rate in enumerate(rates)]
+    figure = figure_of(settings, rates)
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    ticks = axis.get_major_ticks() + axis.get_minor_ticks()
+    low, high = axis.get_view_interval()
+    labels = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]
+    boxes = sorted((x.get_window_extent() for x in labels if x.get_text()), key=lambda b: b.x0)
+    assert len(boxes) >= 2
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
 def test_choices_stand_side_by_side():
