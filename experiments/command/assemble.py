@@ -20,8 +20,10 @@ import envs_jax
 from envs_jax import datasets
 from envs_jax.datasets import Recording
 from experiments.command import parse
+from experiments.command.recipe import the_setting_of
 from experiments.runs import recipes
 from experiments.runs.experiment import Experiment, build
+from experiments.runs.folder import RunFolder
 from experiments.runs.search import PBT, Halving, Search
 from jaxrl import files
 from jaxrl.agent import Agent
@@ -41,7 +43,7 @@ class Request:
         agent, env: their names, as `jaxrl list` shows them.
         words: `key=value` each; several values or a range only where `sweep`.
         seeds: of each setting.
-        recipe: a file with one; None: the one that there is for agent and environment, if any.
+        recipe: one, or a file with one; None: that of agent and environment, where there is one.
         steps: in total per member; None: the recipe's, else the agent's default.
         random: draw this many settings from the ranges instead of taking the grid.
         search_seed: of what is drawn; None: 0.
@@ -59,7 +61,7 @@ class Request:
     env: str
     words: Sequence[str] = ()
     seeds: Sequence[int] = (0,)
-    recipe: Path | None = None
+    recipe: Path | recipes.Recipe | None = None
     steps: int | None = None
     sweep: bool = False
     random: int | None = None
@@ -77,15 +79,22 @@ class Request:
 
 
 def request_of(args: argparse.Namespace) -> Request:
-    """The request of `jaxrl train`, `jaxrl sweep` or `jaxrl collect`."""
+    """The request of `jaxrl train`, `jaxrl sweep` or `jaxrl collect`.
+
+    Raises: ValueError where it is taken `--from` a run that has no such setting.
+    """
     given = vars(args)
     count = given.get("seeds")
+    recipe = given.get("recipe")
+    if given.get("source") is not None:
+        folder = RunFolder.open(args.source)
+        recipe = the_setting_of(folder, folder.chosen(args.member, args.best))
     return Request(
-        agent=args.agent,
-        env=args.env,
+        agent=recipe.agent if isinstance(recipe, recipes.Recipe) else args.agent,
+        env=recipe.env if isinstance(recipe, recipes.Recipe) else args.env,
         words=args.settings,
         seeds=[given.get("seed") or 0] if count is None else range(count),
-        recipe=given.get("recipe"),
+        recipe=recipe,
         steps=args.steps,
         sweep=args.command == "sweep",
         random=given.get("random"),
@@ -109,6 +118,8 @@ def assemble(request: Request) -> Experiment:
     texts = texts_of(request, cls)
     if request.recipe is None:
         recipe = recipes.find(request.agent, request.env)
+    elif isinstance(request.recipe, recipes.Recipe):
+        recipe = request.recipe
     else:
         recipe = recipes.read(request.recipe, request.agent, request.env)
     env_texts = {k[4:]: v for k, v in texts.items() if k.startswith("env.")}

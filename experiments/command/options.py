@@ -40,9 +40,21 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def check_resume(args: argparse.Namespace) -> None:
-    """Raise ValueError where AGENT and ENV are missing, or stand beside --resume."""
+    """Raise ValueError where AGENT and ENV are missing, or stand beside --resume or --from."""
+    source, member = getattr(args, "source", None), getattr(args, "member", None)
+    if source is None and (member is not None or getattr(args, "best", False)):
+        raise ValueError("--best and --member choose from a run: give --from DIR as well")
     if args.resume is None:
-        if args.env is None:
+        if source is not None:
+            words = [x for x in (args.agent, args.env, *args.settings) if x is not None]
+            others = [word for word in words if "=" not in word]
+            if args.recipe is not None:
+                others.append("--recipe")
+            if others:
+                line = f"{' '.join(others)}: --from takes these from the run in {source}"
+                raise ValueError(f"{line}; key=value may be added")
+            args.agent, args.env, args.settings = None, None, words
+        elif args.env is None:
             raise ValueError("the following arguments are required: AGENT, ENV")
         return
     given = [word for word in (args.agent, args.env, *args.settings) if word is not None]
@@ -66,6 +78,8 @@ def check_resume(args: argparse.Namespace) -> None:
     ):
         if getattr(args, name, None) is not None:
             given.append(f"--{name.replace('_', '-')}")
+    if source is not None:
+        given.append("--from")
     if given:
         raise ValueError(
             f"{' '.join(given)}: --resume goes on with the settings that {args.resume} has; "
@@ -92,7 +106,21 @@ def add_train(command: argparse.ArgumentParser) -> None:
     seeds = command.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=arguments.natural, help="the seed (default: 0)")
     seeds.add_argument("--seeds", type=arguments.natural, help="run this many seeds: 0, 1, ...")
+    add_source(command)
     add_run(command)
+
+
+def add_source(command: argparse.ArgumentParser) -> None:
+    """A run whose setting is trained anew."""
+    command.add_argument(
+        "--from",
+        dest="source",
+        metavar="DIR",
+        type=Path,
+        help="in place of AGENT and ENV: those of the run in DIR, with its hyper-parameters; of a "
+        "sweep with --best or --member",
+    )
+    add_member(command, "the only setting of DIR")
 
 
 def add_sweep(command: argparse.ArgumentParser) -> None:
@@ -365,7 +393,7 @@ def add_member(command: argparse.ArgumentParser, default: str) -> None:
     """Which member of a run."""
     which = command.add_mutually_exclusive_group()
     which.add_argument("--member", metavar="I", type=int, help=f"this one (default: {default})")
-    which.add_argument("--best", action="store_true", help="the one of the highest mean return")
+    which.add_argument("--best", action="store_true", help="the best seed of the best setting")
 
 
 def add_checkpoint(command: argparse.ArgumentParser) -> None:

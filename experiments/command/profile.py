@@ -34,7 +34,10 @@ def profile(args: argparse.Namespace) -> None:
         print("of a run of several settings its best")
     for env, (low, high) in compared.scales.items():
         given = env in dict(args.reference or ())
-        why = "" if given else f", the least and the highest seen; or --reference {env}=LOW,HIGH"
+        seen = "the least and the highest seen"
+        if high - low == 1:  # what a scale of equal returns is taken to be
+            seen += ", or 1 more where all are equal"
+        why = "" if given else f", {seen}; or --reference {env}=LOW,HIGH"
         print(f"{env}: 0 is a return of {number(low)}, 1 one of {number(high)}{why}")
     print(out)
 

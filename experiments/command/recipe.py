@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,41 @@ from experiments.runs.recipes import Recipe
 from jaxrl.report.formatting import number
 
 
-def recipe_of(folder: RunFolder) -> Recipe:
-    """What the best setting's members have that differs from the defaults.
+def the_setting_of(folder: RunFolder, member: int | None) -> Recipe:
+    """The recipe of a member's setting; None: of the only one that there is.
+
+    Raises: as `recipe_of` does, and ValueError where there are several, or no such member.
+    """
+    settings, last = folder.summary["settings"], len(folder.summary["members"]) - 1
+    if member is None and len(settings) > 1:
+        raise ValueError(f"{folder.path} has {len(settings)} settings: give --best or --member I")
+    if member is not None and not 0 <= member <= last:
+        raise ValueError(f"member {member} is outside 0..{last} of {folder.path}")
+    (own,) = settings if member is None else (s for s in settings if member in s["members"])
+    return recipe_of(folder, own)
+
+
+def recipe_of(folder: RunFolder, setting: Mapping[str, Any] | None = None) -> Recipe:
+    """What a setting's members have that differs from the defaults; None: the best one's.
 
     Raises: ValueError where the run has not ended, or this code has no such agent or value.
     """
     config, best = folder.config, folder.summary["best"]
-    agent = folder.agent(folder.summary["members"][best["members"][0]]["hyperparameters"])
+    setting = setting or best
+    agent = folder.agent(folder.summary["members"][setting["members"][0]]["hyperparameters"])
     env, env_params = envs_jax.make(config["env"], **config["env_options"])
     data: dict[str, Any] = {"data": getattr(agent, "data", None)} if config["data"] else {}
     default = type(agent)(env, env_params, **data)
     before = hyperparameters(default) | _params(env_params)
     now = hyperparameters(agent) | _params(agent.env_params)
     del now["total_steps"]
-    settings, seeds = len(folder.summary["settings"]), len(best["members"])
-    mean = number(best["measures"]["return"]["mean"])
+    settings, seeds = len(folder.summary["settings"]), len(setting["members"])
+    mean = number(setting["measures"]["return"]["mean"])
+    is_best = setting["members"] == best["members"]
     of = f"the best of {settings} settings of" if settings > 1 else "as in"
-    if "exchanges" in folder.summary:
+    if not is_best:
+        of = f"as member {setting['members'][0]} of"
+    elif "exchanges" in folder.summary:
         of = f"the last values of the best of {settings} members that copied each other, of"
     return Recipe(
         agent=config["agent"],

@@ -89,7 +89,7 @@ def begun(args: argparse.Namespace) -> Iterator[tuple[RunFolder, Experiment]]:
         return
     experiment = assemble(request_of(args))
     check_options(args, experiment)
-    what = re.sub("[/:]", "-", f"{args.agent}-{args.env}")
+    what = re.sub("[/:]", "-", f"{experiment.agent_name}-{experiment.env_id}")
     name = f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = args.out or Path("runs") / hosts.of_writer(name)
     with RunFolder.create(out, experiment, args.line) as folder:

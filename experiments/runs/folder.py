@@ -48,6 +48,7 @@ from experiments.runs.summary import arrays, results_text, training_arrays
 from jaxrl import files
 from jaxrl.agent import Agent
 from jaxrl.report.formatting import steps_name
+from jaxrl.report.stats import mean_ci
 from jaxrl.training import hosts, restore
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.training.population import Population
@@ -264,8 +265,9 @@ class RunFolder:
     def chosen(self, member: int | None, best: bool) -> int | None:
         """The member that is asked for by its number or as the best one; None: no one.
 
-        The best has the highest mean return: in the final evaluation, or, of a run that has not
-        ended, as far as it was saved.
+        The best is that of `jaxrl.Population.best`: of the setting with the highest mean return,
+        the member with the highest. It is of the final evaluation, or, of a run that has not ended,
+        of what was saved so far.
 
         Raises: ValueError where no member has a return.
         """
@@ -273,12 +275,16 @@ class RunFolder:
             return member
         if self.has_ended:
             rows = [row.get("final_return") for row in self.summary["members"]]
-            returns = [np.nan if x is None else float(x) for x in rows]
+            returns = np.asarray([np.nan if x is None else float(x) for x in rows])
+            settings = [self.summary["best"]]
         else:
-            returns = last_returns(self.metrics()).tolist()
-        if np.isnan(returns).all():
+            returns = last_returns(self.metrics())
+            settings = self.listing["settings"]
+        means = [mean_ci(returns[setting["members"]])[0] for setting in settings if setting]
+        if np.isnan(means).all():
             raise ValueError(f"{self.path}: --best: no member has a return yet")
-        return int(np.nanargmax(returns))
+        members = [setting for setting in settings if setting][int(np.nanargmax(means))]["members"]
+        return int(members[int(np.nanargmax(returns[members]))])
 
     def members(
         self, only: int | None = None, checkpoint: str | int = "newest"

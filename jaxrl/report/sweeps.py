@@ -6,11 +6,12 @@ Matplotlib is imported by the functions that draw, so that importing this module
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxrl.report.stats import mean_ci
+from jaxrl.report.stats import FEW, mean_ci
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,9 +42,11 @@ def sweep_figure(
 ) -> Figure:
     """Final returns over what was varied: one hyper-parameter, a grid of two, or one after another.
 
-    One: a dot per member, and the mean of each value with its 95 % t interval. A full grid of two:
-    a heat map of means. Else a panel for each hyper-parameter, in which a dot is the mean of one
-    setting, so that what the others do to it is seen as spread.
+    One: a dot per member, and the mean of each value with its 95 % t interval. The interval of
+    fewer than `FEW` members reaches far beyond all that was seen: there the band is their range,
+    as in learning curves, and the legend says which. A full grid of two: a heat map of means. Else
+    a panel for each hyper-parameter, in which a dot is the mean of one setting, so that what the
+    others do to it is seen as spread; the best setting is named above them.
 
     Args:
         settings, returns: of the same length; NaN for a member that has diverged.
@@ -60,20 +63,27 @@ def sweep_figure(
     columns = 1 if is_grid else min(len(found), 3)
     rows = 1 if is_grid else -(-len(found) // columns)
     figure = Figure(figsize=(3.2 + 2.6 * columns, 0.6 + 3.2 * rows), dpi=150, layout="constrained")
+    if len(found) > 1 and not is_grid and np.isfinite(means).any():
+        best = settings[int(np.nanargmax(means))]
+        values = ", ".join(f"{name}={_text(_hashable(best[name]))}" for name in found)
+        title = "\n".join([title, *wrap(f"best: {values}", 36 * columns)]).strip()
     figure.suptitle(title, fontsize="medium")
     if is_grid:
         _heat_map(figure.add_subplot(), found, settings, means, label)
         return figure
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     results = returns if len(found) == 1 else list(means[:, None])
+    few = max(len(members) for members in returns) < FEW
     for axes, name in zip(panels.flat, found, strict=False):
-        _over_one(axes, name, found[name], [setting[name] for setting in settings], results, means)
+        own = [setting[name] for setting in settings]
+        _over_one(axes, name, found[name], own, results, means, few)
     for axes in panels.flat[len(found) :]:
         axes.set_visible(False)
     for axes in panels[:, 0]:
         axes.set_ylabel(label)
-    _legend(panels[0, 0], "one seed" if len(found) == 1 else "mean of one setting")
-    # The interval of two members can be far wider than all that was seen: it is cut off instead.
+    band = "range of the seeds" if few else "95 % t interval of the mean"
+    _legend(panels, "one seed" if len(found) == 1 else "mean of one setting", band)
+    # An interval may be wider than all that was seen: it is cut off instead.
     seen = np.concatenate([np.ravel(x) for x in results])
     seen = seen[np.isfinite(seen)]
     if seen.size and seen.min() < seen.max():
@@ -83,12 +93,21 @@ def sweep_figure(
 
 
 def _over_one(
-    axes: Axes, name: str, values: list[Any], own: list[Any], results: Returns, means: np.ndarray
+    axes: Axes,
+    name: str,
+    values: list[Any],
+    own: list[Any],
+    results: Returns,
+    means: np.ndarray,
+    few: bool,
 ) -> None:
     """Dots over the values of one hyper-parameter, and the means of values that have several.
 
-    `own` is each setting's value, `results` its dots, `means` its mean.
+    `own` is each setting's value, `results` its dots, `means` its mean; of `few` runs the band is
+    the range.
     """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
     numbers = _are_numbers(values)
     place = {v: v if numbers else i for i, v in enumerate(values)}
     x = np.asarray([place[_hashable(value)] for value in own], dtype=float)
@@ -98,8 +117,13 @@ def _over_one(
     at = np.asarray(list(place.values()), dtype=float)
     if len(dots) > len(at):
         mean, low, high = np.asarray([mean_ci(heights[dots == p]) for p in at]).T
+        if few:
+            seen = [heights[(dots == p) & np.isfinite(heights)] for p in at]
+            ends = [(y.min(), y.max()) if y.size else (np.nan, np.nan) for y in seen]
+            low, high = np.asarray(ends).T
         line = "-" if numbers else "_"
-        axes.plot(at, mean, line, color="tab:blue", linewidth=1.6, markersize=14)
+        style: dict[str, Any] = {"color": "tab:blue", "linewidth": 1.6, "markersize": 14}
+        axes.plot(at, mean, line, label="mean", **style)
         if len(own) == len(at):  # the dots are independent runs, of which there are intervals
             if numbers:
                 axes.fill_between(at, low, high, color="tab:blue", alpha=0.15, linewidth=0)
@@ -109,8 +133,16 @@ def _over_one(
         best = int(np.nanargmax(means))
         axes.plot(x[best], means[best], "o", markersize=9, fillstyle="none", color="tab:red")
     axes.set_xlabel(name.replace("_", " "))
-    if numbers and min(values) > 0 and max(values) / min(values) >= 10:
+    if numbers and _are_logarithmic(values):
         axes.set_xscale("log")
+        if max(values) / min(values) < 100:  # labels at 1 and 3 of each decade; else at decades
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    elif numbers:  # room for small numbers, which have long labels
+        axes.xaxis.set_major_locator(
+            MaxNLocator(4, integer=all(isinstance(v, int) for v in values))
+        )
     if len(values) <= 4 or not numbers:  # more numbers run into each other
         axes.set_xticks(at, [_text(value) for value in values])
         axes.minorticks_off()
@@ -120,14 +152,25 @@ def _over_one(
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
-def _legend(axes: Axes, dot: str) -> None:
+def _legend(panels: np.ndarray, dot: str, band: str) -> None:
+    """Says what the dots are, the mean and the band where there are any, and the ring."""
+    from matplotlib.collections import PolyCollection
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
-    handles = [
-        Line2D([], [], color="tab:blue", alpha=0.45, marker="o", markersize=4, linestyle=""),
-        Line2D([], [], color="tab:red", marker="o", fillstyle="none", markersize=9, linestyle=""),
-    ]
-    axes.legend(handles, [dot, "best setting"], fontsize="small", framealpha=0.85, edgecolor="none")
+    one: dict[str, Any] = {"color": "tab:blue", "alpha": 0.45, "marker": "o", "markersize": 4}
+    ring: dict[str, Any] = {"color": "tab:red", "marker": "o", "fillstyle": "none", "markersize": 9}
+    handles: list[Any] = [Line2D([], [], linestyle="", label=dot, **one)]
+    lines = [line for axes in panels.flat for line in axes.lines]
+    handles += [line for line in lines if line.get_label() == "mean"][:1]
+    axes = panels[0, 0]
+    if axes.collections:
+        is_area = isinstance(axes.collections[0], PolyCollection)
+        style: dict[str, Any] = {"color": "tab:blue", "label": band}
+        shape = Patch(alpha=0.15, linewidth=0, **style) if is_area else Line2D([], [], **style)
+        handles.append(shape)
+    handles.append(Line2D([], [], linestyle="", label="best setting", **ring))
+    axes.legend(handles=handles, fontsize="small", framealpha=0.85, edgecolor="none")
 
 
 def _heat_map(
@@ -175,6 +218,18 @@ def _heat_map(
 
 def _are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def _are_logarithmic(values: Sequence[float]) -> bool:
+    """Whether positive numbers over a decade or more stand more evenly on a logarithmic axis.
+
+    The even one has their median nearer to its middle; so a uniform search keeps a linear axis.
+    """
+    if min(values) <= 0 or max(values) / min(values) < 10:
+        return False
+    x = np.asarray(values, dtype=float)
+    off = [abs(2 * np.median(y) - y.min() - y.max()) / np.ptp(y) for y in (np.log(x), x)]
+    return bool(off[0] <= off[1])
 
 
 def _hashable(value: Any) -> Any:

@@ -104,7 +104,7 @@ def test_a_curve_for_each_setting(population):
 def test_figures(population):
     title = "toy on TimeLimit"
     sweep = population.plot()
-    assert sweep.get_suptitle() == title
+    assert sweep.get_suptitle().splitlines() == [title, "best: rate=0.2, sizes=8"]
     assert {axes.get_xlabel() for axes in sweep.axes} == {"rate", "sizes"}
     curves = population.plot("curves").axes[0]
     assert (curves.get_title(), curves.get_xlabel()) == (title, "environment steps")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import jaxrl
-from experiments.command.assemble import Request, assemble
+from experiments.command import options
+from experiments.command.assemble import Request, assemble, request_of
 from experiments.command.cli import main
 from experiments.runs import jsonfile
 from experiments.runs.folder import RunFolder
@@ -47,6 +48,70 @@ def test_a_recipe_is_the_best_setting_and_trains_it_again(sweep_folder, tmp_path
     assert written.get("env.gravity", 9.8) == best["env.gravity"]  # not the nearest float32
     again = assemble(Request("ppo", "CartPole-v1", ["gamma=0.5"], recipe=file, steps=512)).agent
     assert (again.gamma, again.total_steps, again.num_envs) == (0.5, 512, 4)
+
+
+def train_from(*words):
+    args = options.parse(["train", "--from", *map(str, words)])
+    options.check_resume(args)
+    return assemble(request_of(args))
+
+
+def test_a_setting_of_a_run_is_trained_again_in_one_line(sweep_folder):
+    summary = json.loads((sweep_folder / "summary.json").read_text())
+    experiment = train_from(sweep_folder, "--best", "gamma=0.5", "--seeds", "3", "--steps", "512")
+    best = summary["best"]["hyperparameters"]
+    agent = experiment.agent
+    assert (experiment.agent_name, experiment.env_id) == ("ppo", "CartPole-v1")
+    assert (experiment.seeds, agent.gamma, agent.total_steps) == ([0, 1, 2], 0.5, 512)
+    assert agent.learning_rate == pytest.approx(best["learning_rate"])
+    assert agent.activation == best["activation"]
+    assert float(agent.env_params.gravity) == pytest.approx(best["env.gravity"])
+    (other,) = [s for s in summary["settings"] if 5 in s["members"]]
+    agent = train_from(sweep_folder, "--member", 5).agent
+    assert agent.learning_rate == pytest.approx(other["hyperparameters"]["learning_rate"])
+    assert agent.activation == other["hyperparameters"]["activation"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--from", "RUN"], "has 8 settings: give --best or --member I"),
+        (["--from", "RUN", "--member", "99"], "member 99 is outside 0..15"),
+        (["--from", "nowhere", "--best"], "nowhere is not a run"),
+        (["ppo", "--from", "RUN", "--best"], "ppo: --from takes these from the run in"),
+        (["--from", "RUN", "--recipe", "x.toml"], "--recipe: --from takes these"),
+        (["ppo", "CartPole-v1", "--best"], "give --from DIR as well"),
+        (["--resume", "RUN", "--from", "RUN"], "--from: --resume goes on with the settings"),
+    ],
+)
+def test_what_cannot_be_trained_from_a_run_is_told_in_a_line(sweep_folder, capsys, words, line):
+    assert main(["train", *(str(sweep_folder) if x == "RUN" else x for x in words)]) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert len(error.splitlines()) == 1
+
+
+def test_best_is_the_best_seed_of_the_best_setting(sweep_folder, monkeypatch):
+    """As in Python; not one lucky seed of a setting that is bad with others."""
+    folder = RunFolder.open(sweep_folder)
+    summary = folder.summary
+    settings = summary["settings"]
+    lucky, (good, better) = settings[1]["members"][0], settings[2]["members"]
+    for i, row in enumerate(summary["members"]):
+        row["final_return"] = {lucky: 90.0, good: 60.0, better: 70.0}.get(i, 0.0)
+    summary["best"] = settings[2]
+    monkeypatch.setattr(RunFolder, "summary", summary)
+    assert folder.chosen(None, best=True) == better
+
+
+def test_best_of_a_run_that_goes_on_is_of_the_best_setting_so_far(sweep_folder, monkeypatch):
+    monkeypatch.setattr(RunFolder, "has_ended", False)
+    folder = RunFolder.open(sweep_folder)
+    lucky, (good, better) = (s["members"] for s in folder.listing["settings"][1:3])
+    returns = np.zeros(16)
+    returns[[lucky[0], good, better]] = 90.0, 60.0, 70.0
+    monkeypatch.setattr("experiments.runs.folder.last_returns", lambda metrics: returns)
+    assert folder.chosen(None, best=True) == better
 
 
 @pytest.mark.parametrize(
