@@ -104,7 +104,8 @@ class Maestro(study.Study):
         best, best_calls = oracle(env, env_params)
         seeds = settings["seeds"]
         measures |= {
-            "share_of_oracle": measures["return"] / best,
+            # Where a call costs too much the best return is 0.
+            "share_of_oracle": measures["return"] / (best or np.nan),
             "gain_by_new": measures["new_return"] - measures["return"],
             "oracle_return": np.full(seeds, best),
             "oracle_calls": np.full(seeds, best_calls),

@@ -108,8 +108,9 @@ def test_probabilities_of_actions_add_up_to_one(runs):
     for obs in (jnp.full(agent.obs_shape, x) for x in (-1.0, 0.5)):
         log_probs = jax.vmap(partial(agent.log_prob, state, obs))(actions)
         if log_probs is not None:
-            # 0.3 % of a normal of deviation 3 are where single precision knows 1 alone.
-            assert float((jnp.exp(log_probs) * weights).sum()) == pytest.approx(1, abs=4e-3)
+            # Beyond 8, where 0.8 % of a normal of deviation 3 are, single precision knows hardly
+            # any tanh but 1.
+            assert float((jnp.exp(log_probs) * weights).sum()) == pytest.approx(1, abs=1e-2)
     if log_probs is None:
         without = ("softgac", "td3", "td3bc", "bc", "iql", "awac", "recurrentppo", "acsac")
         assert runs.agent.name in without
