@@ -32,6 +32,7 @@ AGENTS = {
     "wpo": "off_policy.wpo:WPO",
     "qed": "off_policy.qed:QED",
     "acsac": "off_policy.acsac:ACSAC",
+    "guidance": "diffusion.guidance:Guidance",
     "cql": "offline.cql:CQL",
     "discretecql": "offline.discretecql:DiscreteCQL",
     "bc": "offline.bc:BC",

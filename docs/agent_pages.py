@@ -96,6 +96,7 @@ def explained() -> dict[str, str]:
 def first_accepted(name: str) -> tuple[Any, str, bool]:
     """An agent on the first environment it accepts, its id, whether it learns from records."""
     tried = "CartPole-v1", "Pendulum-v1", "sequences/sum", "sequences/dsl", "sequences/router"
+    tried += ("diffusion/ring",)
     for env_id in tried:
         env, env_params = envs_jax.make(env_id)
         data = datasets.blank(env, env_params).dataset(env, env_params)

@@ -147,6 +147,7 @@ _MODULES = {
     "xminigrid": "xminigrid_envs",
     "navix": "navix_envs",
     "sequences": "sequences",
+    "diffusion": "diffusion",
     "gymnasium": "gymnasium_envs",
 }
 

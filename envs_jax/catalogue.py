@@ -104,6 +104,7 @@ _TABLE = {
     **_discrete("xminigrid", suite_tables.XMINIGRID),
     **_discrete("navix", suite_tables.NAVIX),
     **_discrete("sequences", suite_tables.SEQUENCES),
+    "diffusion/ring": ("(12,)", "Box(-1, 1, (4,))", "8"),
     **{
         GYMNASIUM + name: (observation, action, str(limit))
         for name, (observation, action, limit) in suite_tables.GYMNASIUM.items()

@@ -17,6 +17,7 @@ from gymnax.environments import spaces
 import agents
 import jaxrl
 from envs_jax.datasets import Recording
+from envs_jax.diffusion import Ring
 from envs_jax.sequences import Dsl, Router, Sum
 from jaxrl import Agent
 from jaxrl.agent import Hyperparameter
@@ -41,6 +42,7 @@ OWN: dict[str, dict[str, Any]] = {
     "acsac": {"chunk_lengths": (1, 2), "num_samples": 2, "flow_steps": 2, "width": 4, "heads": 2},
     "gdpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "grpo": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
+    "guidance": {"num_paths": 4, "measure_every": 2},
     "maestro": {"num_prompts": 2, "group_size": 2, "width": 4, "pretraining_steps": 1},
     "mixturesac": {"num_components": 2},
     "opd": {"num_prompts": 2, "group_size": 2, "width": 4},
@@ -88,6 +90,7 @@ ENVS = {
     "images": Image(),
     "sequences": Sum(digits=3),
     "expressions": Dsl(),
+    "samplers": Ring(modes=2, steps=2),
     "experts": Router(experts=2, domains=2, choices=2, turns=2),
 }
 SOURCES = ("environments", "data", "both")
@@ -120,7 +123,7 @@ def make(name: str, env: str, source: str) -> Agent:
     cls = agents.get(name)
     if env == "sequences" and not issubclass(cls, Sequence):
         raise ValueError("would do, but takes longer")
-    takes_nothing_else = {"expressions": "selfplay", "experts": "maestro"}
+    takes_nothing_else = {"expressions": "selfplay", "experts": "maestro", "samplers": "guidance"}
     if name != takes_nothing_else.get(env, name):
         raise ValueError("would do, but takes longer")
     declared = {h.name for h in cls.hyperparameters()}

@@ -10,6 +10,7 @@ import pytest
 import agents
 from agents.on_policy.ppo import PPO
 from envs_jax import datasets
+from envs_jax.diffusion import Ring
 from envs_jax.sequences import Dsl, Router, Sum
 from jaxrl import Agent, static, traced
 from jaxrl.agent import Tag, derive
@@ -56,6 +57,8 @@ def test_every_default_is_valid_and_documented(name):
     env = ActionChoice(continuous=name in CONTINUOUS)
     if issubclass(cls, Sequence):
         env = {"selfplay": Dsl(), "maestro": Router()}.get(name, Sum())
+    if name == "guidance":
+        env = Ring()
     data = datasets.blank(env, env.default_params).dataset(env, env.default_params)
     options = {"data": data} if hasattr(cls, "data") else {}
     cls(env, env.default_params, **options)

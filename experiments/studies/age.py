@@ -20,7 +20,12 @@ from experiments.studies import study
 ROOT = Path(__file__).resolve().parents[2]
 FOLLOWED = ("agents", "envs_jax", "jaxrl/loops", "jaxrl/parts")  # from what a study imports, too
 ENGINE = ("episode", "evaluate", "loop", "members", "programs")
-SUITES = {"brax": "brax_envs.py", "playground": "playground_envs.py", "sequences": "sequences"}
+SUITES = {
+    "brax": "brax_envs.py",
+    "playground": "playground_envs.py",
+    "sequences": "sequences",
+    "diffusion": "diffusion.py",
+}
 
 
 class Age(NamedTuple):

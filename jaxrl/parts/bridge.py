@@ -53,6 +53,20 @@ class BridgeStep(nn.Module):
         return drift, nn.softplus(scale)
 
 
+def step_cost(scale: jax.Array, squared_shift: jax.Array) -> jax.Array:
+    """KL divergence (...) of a normal step from its reference, 1/2 sum_d [s^2 - 1 - 2 log s + m^2].
+
+    Args:
+        scale: s (..., D), the step's deviation in those of the reference.
+        squared_shift: m^2 (..., D), the square of how far its mean is off, in the same.
+
+    >>> float(step_cost(jnp.array([1.0]), jnp.array([2.0])))
+    1.0
+    """
+    excess = scale**2 - 1 - 2 * jnp.log(scale) + squared_shift
+    return 0.5 * excess.sum(axis=-1)
+
+
 def bridge(drift_and_scale: Any, params: Any, noise: Noise) -> tuple[jax.Array, jax.Array]:
     """Actions tanh(z_K) (..., D) and path costs (...) of paths made from `noise`.
 
@@ -81,9 +95,9 @@ def bridge(drift_and_scale: Any, params: Any, noise: Noise) -> tuple[jax.Array, 
         z, cost = carry
         params_k, eps = row
         drift, scale = drift_and_scale(params_k, z)
-        excess = scale**2 - 1 - 2 * jnp.log(scale) + 0.5 * h * (drift + 2 * jnp.tanh(z)) ** 2
+        cost = cost + step_cost(scale, 0.5 * h * (drift + 2 * jnp.tanh(z)) ** 2)
         z = z + h * drift + math.sqrt(2 * h) * scale * eps
-        return (z, cost + 0.5 * excess.sum(axis=-1)), None
+        return (z, cost), None
 
     edge = 1 - jnp.finfo(noise.base.dtype).eps
     start = jnp.arctanh(jnp.clip(noise.base, -edge, edge))
