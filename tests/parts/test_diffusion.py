@@ -114,6 +114,7 @@ def test_eta_says_how_much_of_the_noise_is_the_steps_own():
     with jax.enable_x64():
         signal, noise = jnp.array([0.8, 0.5]), jnp.sqrt(1 - jnp.array([0.8, 0.5]) ** 2)
         step = ddim_step(jnp.ones(2), jnp.zeros(2), jnp.array(0.5), signal, noise, 0.5)
+    noise = np.asarray(noise)
     ddpm = noise[0] / noise[1] * np.sqrt(1 - (0.5 / 0.8) ** 2)
     np.testing.assert_allclose(step.noise, 0.5 * ddpm, rtol=1e-12)
     direction = np.sqrt(noise[0] ** 2 - (0.5 * ddpm) ** 2)  # eq. 12: a_s x_0 + direction eps
