@@ -26,7 +26,7 @@ from jax import lax
 
 from jaxrl import spaces
 from jaxrl.agent import OWN, Agent, Policy, Tag, derive, memoryless, static, traced
-from jaxrl.parts.diffusion import Step, grid_kl, next_density
+from jaxrl.parts.diffusion import Step, grid_kl, next_density, square_grid
 from jaxrl.parts.distributions import Normal
 from jaxrl.parts.networks import Network, body_of, require_body
 from jaxrl.parts.optimize import clipped_adam, descend, learn_if
@@ -218,7 +218,7 @@ class Guidance(Agent):
         begin at standard normal noise.
         """
         axis = self.env.axis(self.env_params)
-        grid = jnp.stack(jnp.meshgrid(axis, axis, indexing="ij"), axis=-1)
+        grid = square_grid(axis)
         goals = jnp.broadcast_to(goal, (*grid.shape[:-1], *goal.shape))
 
         def move(density, time):
@@ -235,11 +235,11 @@ class Guidance(Agent):
         NaN where more than 1 % of them lie outside the grid.
         """
         axis = self.env.axis(self.env_params)
-        grid = jnp.stack(jnp.meshgrid(axis, axis, indexing="ij"), axis=-1)
         target, _ = self.env.tilted(goal, self.temperature, self.env_params)
         density = self.density(params, goal)
         inside = density.sum() * (axis[1] - axis[0]) ** 2
-        return jnp.where(inside > 0.99, grid_kl(density, target.log_prob(grid), axis), jnp.nan)
+        log_density = target.log_prob(square_grid(axis))
+        return jnp.where(inside > 0.99, grid_kl(density, log_density, axis), jnp.nan)
 
     # Acting -----------------------------------------------------------------------------------
 

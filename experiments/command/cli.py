@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.command import messages, options
+from experiments.command import messages, options, starts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_command(args: argparse.Namespace) -> int:
     """`jaxrl train` and `jaxrl sweep`."""
-    options.check_resume(args)
+    starts.settle(args)
     join(args)
     import jaxrl
 

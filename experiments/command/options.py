@@ -39,54 +39,6 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def check_resume(args: argparse.Namespace) -> None:
-    """Raise ValueError where AGENT and ENV are missing, or stand beside --resume or --from."""
-    source, member = getattr(args, "source", None), getattr(args, "member", None)
-    if source is None and (member is not None or getattr(args, "best", False)):
-        raise ValueError("--best and --member choose from a run: give --from DIR as well")
-    if args.resume is None:
-        if source is not None:
-            words = [x for x in (args.agent, args.env, *args.settings) if x is not None]
-            others = [word for word in words if "=" not in word]
-            if args.recipe is not None:
-                others.append("--recipe")
-            if others:
-                line = f"{' '.join(others)}: --from takes these from the run in {source}"
-                raise ValueError(f"{line}; key=value may be added")
-            args.agent, args.env, args.settings = None, None, words
-        elif args.env is None:
-            raise ValueError("the following arguments are required: AGENT, ENV")
-        return
-    given = [word for word in (args.agent, args.env, *args.settings) if word is not None]
-    for name in (
-        "recipe",
-        "data",
-        "data_steps",
-        "reference",
-        "evaluations",
-        "out",
-        "episodes",
-        "record",
-        "seed",
-        "seeds",
-        "random",
-        "search_seed",
-        "halving",
-        "halving_from",
-        "pbt",
-        "pbt_every",
-    ):
-        if getattr(args, name, None) is not None:
-            given.append(f"--{name.replace('_', '-')}")
-    if source is not None:
-        given.append("--from")
-    if given:
-        raise ValueError(
-            f"{' '.join(given)}: --resume goes on with the settings that {args.resume} has; "
-            "it takes --steps, --on-nan and the options of saving, logging and devices only"
-        )
-
-
 def parser() -> Parser:
     """The command line's grammar."""
     top = Parser(prog="jaxrl", description=DESCRIPTION, allow_abbrev=False)

@@ -152,6 +152,11 @@ def ddim_step(
     return Step(pull * clean + direction * x, spread, jnp.broadcast_to(own, spread.shape))
 
 
+def square_grid(axis: jax.Array) -> jax.Array:
+    """The points (A, A, 2) of a grid over two dimensions: (i, j) is (axis[i], axis[j])."""
+    return jnp.stack(jnp.meshgrid(axis, axis, indexing="ij"), axis=-1)
+
+
 def next_density(density: jax.Array, step: Normal, axis: jax.Array) -> jax.Array:
     """The density (A, A) on a square grid after a step from a density (A, A) on it.
 
@@ -161,7 +166,7 @@ def next_density(density: jax.Array, step: Normal, axis: jax.Array) -> jax.Array
 
     Args:
         step: the law (A, A, 2) of where each point goes.
-        axis: (A,), evenly spaced, of either dimension: point (i, j) is (axis[i], axis[j]).
+        axis: (A,), evenly spaced, of the `square_grid`.
     """
     cell = (axis[1] - axis[0]) ** 2
     mean, log_std = (x.reshape(-1, 1, 2) for x in step)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxrl
-from experiments.command import options
+from experiments.command import options, starts
 from experiments.command.assemble import Request, assemble, request_of
 from experiments.command.cli import main
 from experiments.runs import jsonfile
@@ -52,7 +52,7 @@ def test_a_recipe_is_the_best_setting_and_trains_it_again(sweep_folder, tmp_path
 
 def train_from(*words):
     args = options.parse(["train", "--from", *map(str, words)])
-    options.check_resume(args)
+    starts.settle(args)
     return assemble(request_of(args))
 
 
