@@ -21,6 +21,7 @@ from jax import lax
 
 from jaxrl.agent import static, traced
 from jaxrl.loops.sequence import Answers, Batch, Sequence, SequenceState
+from jaxrl.parts.linalg import cho_solve, cholesky
 from jaxrl.parts.losses import beyond_clip
 from jaxrl.parts.sequences import (
     SPREAD,
@@ -167,4 +168,4 @@ def ridge_weights(gram: jax.Array, product: jax.Array, penalty: Any) -> jax.Arra
     """
     is_penalised = (jnp.arange(len(product)) > 0).astype(gram.dtype)
     penalties = jnp.asarray(penalty, gram.dtype) * is_penalised
-    return jax.scipy.linalg.solve(gram + jnp.diag(penalties), product, assume_a="pos")
+    return cho_solve(cholesky(gram + jnp.diag(penalties)), product)

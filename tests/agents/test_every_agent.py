@@ -189,9 +189,9 @@ def test_policies_act_within_the_space(name):
             assert jnp.issubdtype(action.dtype, jnp.integer) == agent.discrete
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_branches_survive_vmap(name):
-    """t is never batched, and what follows from it alone stays a branch, not a select."""
+@cache
+def steps(name: str) -> list[list[str]]:
+    """The primitives of a step of one agent, and of two together."""
     agent = main_configuration(name)
 
     def step(agent, state, t):
@@ -203,8 +203,28 @@ def test_branches_survive_vmap(name):
     together = jax.make_jaxpr(jax.vmap(step, (agent.axes(), 0, None)))(
         stack_agents([agent, agent]), states, jnp.int32(0)
     )
-    branches = [primitives(program.jaxpr).count("cond") for program in (alone, together)]
-    assert branches[0] == branches[1]
+    return [primitives(program.jaxpr) for program in (alone, together)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_branches_survive_vmap(name):
+    """t is never batched, and what follows from it alone stays a branch, not a select."""
+    alone, together = steps(name)
+    assert alone.count("cond") == together.count("cond")
+
+
+LAPACK = {"cholesky", "lu", "geqrf", "qr", "householder_product", "triangular_solve", "eigh", "svd"}
+
+
+def test_lapack_is_found():
+    for function in (jnp.linalg.inv, jnp.linalg.qr, jnp.linalg.cholesky, jnp.linalg.eigh):
+        assert LAPACK & set(primitives(jax.make_jaxpr(function)(jnp.eye(2)).jaxpr))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_step_waits_for_lapack(name):
+    """On several CPU devices such calls can wait for each other for ever; see `parts.linalg`."""
+    assert not LAPACK & set(steps(name)[0])
 
 
 # Slow: one hyper-parameter away -----------------------------------------------------------------
