@@ -30,6 +30,7 @@ STUDIES = (
     "vector_rewards",
     "state_distribution",
     "maestro",
+    "guided_diffusion",
     "search",
     "speed",
 )

@@ -87,6 +87,7 @@ LATER = {  # whose full scale has still to be run
     "vector_rewards",
     "state_distribution",
     "maestro",
+    "guided_diffusion",
     "gate",
     "collapse",
 }
