@@ -117,13 +117,18 @@ def interrupted(agent: Agent, iteration: int, seed: int) -> jaxrl.Run:
 
 def primitives(jaxpr: Any) -> list[str]:
     """The names of all primitives of a jaxpr and of those inside it."""
+    return [equation.primitive.name for equation in equations(jaxpr)]
+
+
+def equations(jaxpr: Any) -> list[Any]:
+    """The equations of a jaxpr and of those inside it."""
     found = []
     for equation in jaxpr.eqns:
-        found.append(equation.primitive.name)
+        found.append(equation)
         for inner in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
         ):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
-                found += primitives(inner)
+                found += equations(inner)
     return found

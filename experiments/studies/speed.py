@@ -33,6 +33,8 @@ SMALL = {"hidden_sizes": [64, 64]}
 PPO = SMALL | {"num_steps": 128, "num_epochs": 4, "num_minibatches": 4}
 REPLAY = {"num_envs": 8, "num_steps": 1, "num_updates": 8, "learning_starts": 8}
 
+SUMS = {"num_prompts": 64, "group_size": 8, "pretraining_steps": 0}  # steps are answers
+
 CNN = {"network": "cnn", "hidden_sizes": [128]}
 HOPPER = PPO | {"num_envs": 256, "num_steps": 32}
 
@@ -133,6 +135,40 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {
         {"agent": "dqn", "env": "CartPole-v1", "steps": 4_000, "values": SMALL | REPLAY},
         2.0,
     ),
+    "grpo_gru": (
+        {
+            "agent": "grpo",
+            "env": "sequences/sum",
+            "steps": 10_240,
+            "values": SUMS | {"network": "gru"},
+            "sides": ["train", "fused", "floor"],
+        },
+        0.6,
+    ),
+    "grpo_transformer": (
+        {
+            "agent": "grpo",
+            "env": "sequences/sum",
+            "steps": 10_240,
+            "values": SUMS | {"network": "transformer"},
+            "sides": ["train", "fused", "floor"],
+        },
+        0.6,
+    ),
+    "grpo_64": (
+        {
+            "agent": "grpo",
+            "env": "sequences/sum",
+            "steps": 5_120,
+            "values": SUMS,
+            "rates": 16,
+            "seeds": 4,
+            "sides": ["sweep", "sweep_one_device", "train"],
+            "cores": 2,
+            "rounds": 3,
+        },
+        2.0,
+    ),
     "sweep_64": (
         {
             "agent": "ppo",
@@ -165,7 +201,7 @@ class Speed(study.Study):
         "How much faster than rejax does the same work run here, on the same machine, and what "
         "share of it is matrix products?"
     )
-    budget = "13 rows, five rounds each: 25 to 35 minutes on two cores (`make bench`)"
+    budget = "16 rows, five rounds each: 25 to 35 minutes on two cores (`make bench`)"
 
     def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
         full = {name: DEFAULTS | settings for name, (settings, _) in ROWS.items()}
@@ -191,7 +227,8 @@ class Speed(study.Study):
                 measures[f"{side}_steps_per_second"] = []
             for _ in range(settings["rounds"]):
                 for side, process in started:
-                    rate = members * settings["steps"] / process.ask()["seconds"]
+                    runs = members if "sweep" in side else 1
+                    rate = runs * settings["steps"] / process.ask()["seconds"]
                     measures[f"{side}_steps_per_second"].append(rate)
             for side, process in started:
                 measures[f"{side}_peak_mib"] = [process.end()["peak_mib"]]
@@ -242,7 +279,11 @@ class Speed(study.Study):
 
 def of_peer(name: str) -> str:
     """What a row is held against, in words."""
-    peers = {"floor": "its matrix products alone", "float32": "the same in float32"}
+    peers = {
+        "floor": "its matrix products alone",
+        "float32": "the same in float32",
+        "train": "one run by itself",
+    }
     return f"the steps per second of {peers.get((DEFAULTS | ROWS[name][0])['sides'][-1], 'rejax')}"
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.initializers import orthogonal
 
+from jaxrl.parts.initializers import orthogonal
 from jaxrl.parts.networks import ACTIVATIONS, dense_product, features, patches_3x3
 from jaxrl.parts.rollout import where_done
 
@@ -91,7 +91,8 @@ class RecurrentNetwork(nn.Module):
             return cell(where_done(start, self.initial(), memory), x)
 
         scan = nn.scan(advance, variable_broadcast="params", split_rngs={"params": False})
-        memory, x = scan(CORES[self.core](self.core_size, name="core"), memory, (x, starts))
+        core = CORES[self.core](self.core_size, recurrent_kernel_init=orthogonal(), name="core")
+        memory, x = scan(core, memory, (x, starts))
         # The actor's last layer is small, so that it is near uniform at first.
         output = dense(self.outputs, 0.01, name="actor")(x)
         if not values:

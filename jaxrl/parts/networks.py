@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.initializers import orthogonal
 from jax import lax
 
 from jaxrl import imports
+from jaxrl.parts.initializers import orthogonal
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 

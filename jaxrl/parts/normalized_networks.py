@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.initializers import orthogonal
 
+from jaxrl.parts.initializers import orthogonal
 from jaxrl.parts.networks import dense_product
 
 

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.initializers import orthogonal
+
+from jaxrl.parts.initializers import orthogonal
 
 MOST_ROWS = 2**17  # of a table
 
@@ -54,7 +55,7 @@ class Gru(nn.Module):
 
     def setup(self) -> None:
         self.embedding = nn.Embed(self.vocabulary, self.width)
-        self.core = nn.GRUCell(self.width)
+        self.core = nn.GRUCell(self.width, recurrent_kernel_init=orthogonal())
         self.head = nn.Dense(self.vocabulary, kernel_init=orthogonal(0.01))
 
     def initial(self, batch: int) -> jax.Array:

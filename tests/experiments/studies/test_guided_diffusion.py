@@ -1,4 +1,4 @@
-"""Guidance by a reward's gradient, and what the density wanted costs: closed forms of one normal."""
+"""Guidance by a gradient, and what the density wanted costs: closed forms of one normal."""
 
 import jax
 import jax.numpy as jnp
