@@ -289,6 +289,11 @@ class Agent:
         """Steps of one `step`, in the agent's `unit`; where it varies, the fewest."""
         raise NotImplementedError
 
+    @property
+    def learns_first(self) -> bool:
+        """Whether `init` takes gradient steps, so that its program has to be a fast one."""
+        return False
+
     def init(self, key: jax.Array) -> Any:
         """The state at the start of training from a root key: a pytree of arrays."""
         raise NotImplementedError

@@ -211,6 +211,10 @@ class XQCfD(Learner):
 
     # Init -------------------------------------------------------------------------------------
 
+    @property
+    def learns_first(self) -> bool:
+        return True
+
     def init_learner(self, key: jax.Array, obs: jax.Array) -> XQCfDLearner:
         """Fresh critics, and the policy cloned already."""
         assert self.data is not None

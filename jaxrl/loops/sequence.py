@@ -344,6 +344,10 @@ class Sequence(Agent):
     def steps_per_iteration(self) -> int:
         return self.num_prompts * self.group_size
 
+    @property
+    def learns_first(self) -> bool:
+        return self.pretraining_steps > 0
+
     def init(self, key: jax.Array) -> SequenceState:
         params = self.init_params(derive(key, Tag.INIT))
         if self.pretraining_steps and hasattr(self.env, "prompt"):

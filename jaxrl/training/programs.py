@@ -20,19 +20,24 @@ from jaxrl.training.members import for_each, map_members
 from jaxrl.training.placement import MEMBERS, agent_specs, environment_specs, named
 
 
-@jax.jit
-def initialise(agents: Any, keys: jax.Array) -> Any:
-    """Fresh states, one member after the other, on one device.
+@partial(jax.jit, static_argnames=("mesh",))
+def initialise(agents: Any, keys: jax.Array, *, mesh: Any) -> Any:
+    """Fresh states, on each device of one member after the other.
 
-    Orthogonal initialisers call LAPACK. Batched by vmap, its CPU kernel waits for threads of the
-    pool that runs the programs of all CPU devices, and hangs for ever where those are taken.
+    Side by side they would compile for longer, and the initializers of someone's own network may
+    call LAPACK, which batched can hang for ever; see `parts.initializers`.
     """
 
-    def init(row):
-        i, key = row
-        return map_members(lambda x: x[i], agents).init(key)
+    def all_of(agents, keys):
+        def init(row):
+            i, key = row
+            return map_members(lambda x: x[i], agents).init(key)
 
-    return lax.map(init, (jnp.arange(len(keys)), keys))
+        return lax.map(init, (jnp.arange(len(keys)), keys))
+
+    specs = agent_specs(agents), MEMBERS
+    spread = jax.shard_map(all_of, mesh=mesh, in_specs=specs, out_specs=MEMBERS, check_vma=False)
+    return spread(agents, keys)
 
 
 # Members that a CPU advances side by side through a chunk, one such group after the other: more of

@@ -8,8 +8,9 @@ import pytest
 import agents
 import envs_jax
 from jaxrl.parts.trees import nbytes
-from jaxrl.training import programs
+from jaxrl.training import engine, programs
 from jaxrl.training.members import stack_agents
+from jaxrl.training.placement import Placement
 
 SMALL = {
     "ppo": ("CartPole-v1", {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "num_epochs": 1}),
@@ -34,7 +35,8 @@ def population(name):
 
 
 def advance(stacked):
-    states = programs.initialise(stacked, jax.random.split(jax.random.key(0), MEMBERS))
+    mesh = Placement.of_members(1).mesh
+    states = programs.initialise(stacked, jax.random.split(jax.random.key(0), MEMBERS), mesh=mesh)
     run = jax.jit(lambda a, s: programs._iterations(a, s, 0, jnp.int32(ITERATIONS), 8))
     return run.lower(stacked, states).compile(), states
 
@@ -70,3 +72,28 @@ def test_sizes_of_groups():
     sizes = {n: size("ppo", n) for n in (1, 7, 8, 9, 12, 16, 20, 31, 64)}
     assert sizes == {1: 1, 7: 7, 8: 8, 9: 9, 12: 6, 16: 8, 20: 5, 31: 31, 64: 8}
     assert size("sac", 16) == 16
+
+
+def test_first_states_are_each_members_own():
+    """On as many devices as there are; the members are those of a run alone."""
+    stacked = population("ppo")
+    keys = jax.random.split(jax.random.key(0), MEMBERS)
+    states = programs.initialise(stacked, keys, mesh=Placement.of_members(MEMBERS).mesh)
+    for i in (0, MEMBERS - 1):
+        alone = jax.jit(small("ppo").replace(gamma=0.9 + 0.02 * i).init)(keys[i])
+        mine = jax.tree.map(lambda x, i=i: x[i], states)
+        for x, y in zip(jax.tree.leaves(mine), jax.tree.leaves(alone), strict=True):
+            if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_first_states_that_have_learnt_are_compiled_for_speed():
+    env, env_params = envs_jax.make("sequences/sum")
+    plain, learnt = (
+        agents.get("grpo")(env, env_params, pretraining_steps=steps) for steps in (0, 2)
+    )
+    assert (plain.learns_first, learnt.learns_first) == (False, True)
+    quickly = {"xla_backend_optimization_level": 0}
+    assert engine._options_of(programs.initialise, plain) == quickly
+    assert engine._options_of(programs.initialise, learnt) == {}
+    assert engine._options_of(programs.chunk, plain) == {}
