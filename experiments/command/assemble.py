@@ -84,11 +84,12 @@ def request_of(args: argparse.Namespace) -> Request:
     Raises: ValueError where it is taken `--from` a run that has no such setting.
     """
     given = vars(args)
-    count = given.get("seeds")
     recipe = given.get("recipe")
     if given.get("source") is not None:
         folder = RunFolder.open(args.source)
         recipe = the_setting_of(folder, folder.chosen(args.member, args.best))
+        given = as_in(folder.config, given)
+    count = given.get("seeds")
     return Request(
         agent=recipe.agent if isinstance(recipe, recipes.Recipe) else args.agent,
         env=recipe.env if isinstance(recipe, recipes.Recipe) else args.env,
@@ -110,6 +111,18 @@ def request_of(args: argparse.Namespace) -> Request:
         episodes=given.get("episodes"),
         record=given.get("record") or (),
     )
+
+
+def as_in(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given, and of the others those that a run had: what it learnt from,
+    and how it was measured. What was said of its data does not hold for other data.
+    """
+    names = ["evaluations", "episodes", "record"]
+    if not given["data"]:
+        names += ["data", "data_steps", "reference"]
+    kept = {name: config.get(name) for name in names}  # old runs lack some
+    kept = {name: tuple(x) if isinstance(x, list) else x for name, x in kept.items()}
+    return {**given, **{name: x for name, x in kept.items() if given.get(name) is None}}
 
 
 def assemble(request: Request) -> Experiment:

@@ -8,15 +8,36 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from experiments.command import arguments
 
 DESCRIPTION = "Train, sweep and evaluate reinforcement-learning agents in JAX."
 
 
+class Once(argparse.Action):
+    """Takes the value of an option, which may be given once: none is dropped without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if self.option_strings and self.dest in given:
+            raise argparse.ArgumentError(self, "given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.register("action", None, Once)  # what an option does that says nothing else
 
     def error(self, message: str) -> NoReturn:
         print(f"jaxrl: error: {message}", file=sys.stderr)
@@ -69,8 +90,8 @@ def add_source(command: argparse.ArgumentParser) -> None:
         dest="source",
         metavar="DIR",
         type=Path,
-        help="in place of AGENT and ENV: those of the run in DIR, with its hyper-parameters; of a "
-        "sweep with --best or --member",
+        help="in place of AGENT and ENV: those of the run in DIR, with its hyper-parameters, data, "
+        "evaluations and --record, where no others are given; of a sweep with --best or --member",
     )
     add_member(command, "the only setting of DIR")
 
@@ -288,7 +309,7 @@ def add_data(command: argparse.ArgumentParser) -> None:
 def add_eval(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run", metavar="DIR", type=Path)
-    add_member(command, "all")
+    add_members(command, "all")
     add("--episodes", type=arguments.few, default=64, help="episodes per member (default: 64)")
     add("--seed", type=arguments.natural, default=0, help="of the episodes (default: 0)")
     add("--stochastic", action="store_true", help="sample actions instead of taking the best")
@@ -329,7 +350,7 @@ def add_render(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run", metavar="DIR", type=Path)
     add("--out", type=Path, required=True, help="NAME.gif, NAME.png, or of Brax NAME.html")
-    add_member(command, "all, side by side")
+    add_members(command, "all, side by side")
     add_checkpoint(command)
     add(
         "--steps",
@@ -345,6 +366,19 @@ def add_member(command: argparse.ArgumentParser, default: str) -> None:
     """Which member of a run."""
     which = command.add_mutually_exclusive_group()
     which.add_argument("--member", metavar="I", type=int, help=f"this one (default: {default})")
+    which.add_argument("--best", action="store_true", help="the best seed of the best setting")
+
+
+def add_members(command: argparse.ArgumentParser, default: str) -> None:
+    """Which members of a run."""
+    which = command.add_mutually_exclusive_group()
+    which.add_argument(
+        "--member",
+        metavar="I",
+        type=int,
+        action="append",
+        help=f"this one; may be repeated, for several (default: {default})",
+    )
     which.add_argument("--best", action="store_true", help="the best seed of the best setting")
 
 

@@ -27,14 +27,29 @@ def results(summary: dict[str, Any]) -> None:
         print(_exchanged(summary["exchanges"]))
     _settings(summary["settings"], summary["best"], summary.get("rungs", []))
     if len(summary["settings"]) > 1:
-        of = " of those trained to the end" if "rungs" in summary else ""
-        print(f"best{of}: {words_of(summary['best']['hyperparameters'])}")
+        print(_best(summary))
     diverged = sum(not math.isfinite(member["final_return"]) for member in summary["members"])
     if diverged:
         print(f"without {diverged} of {len(summary['members'])} members, which became non-finite")
     if summary["unfinished_episodes"]:
         print(f"{summary['unfinished_episodes']} evaluation episodes were cut off unfinished")
     print(speed(summary))
+
+
+def _best(summary: dict[str, Any]) -> str:
+    """A line: the best setting and what it was chosen from; of an interrupted run, so far."""
+    best = summary["best"]
+    if not _is_number(best["measures"]["return"]["mean"]):
+        return "no setting is the best: none has a return"
+    so_far = " so far" if summary["interrupted"] else ""
+    of = ""
+    if "rungs" in summary:
+        of = " of those trained " + ("longest" if summary["interrupted"] else "to the end")
+    return f"best{so_far}{of}: {words_of(best['hyperparameters'])}"
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _exchanged(exchanges: list[dict[str, Any]]) -> str:
@@ -80,7 +95,9 @@ def _settings(
             if name == "return" and seeds > 1:
                 row += [number(measure["iqm"]), interval_text(measure["iqm_ci95"])]
                 row += [number(setting["improvement"]["probability"])] if several else []
-        mark = "best" if setting["members"] == best["members"] else ""
+        is_best = setting["members"] == best["members"]
+        is_best &= _is_number(best["measures"]["return"]["mean"])
+        mark = "best" if is_best else ""
         rows.append([*row, mark] if several else row)
     columns += [""] if several else []
     table(columns, rows, right, optional=["IQM", "95% bootstrap", BETTER])

@@ -20,7 +20,10 @@ def profile(args: argparse.Namespace) -> None:
     Raises: ValueError where the runs cannot be compared, or the figure not be written.
     """
     folders = [RunFolder.open(path) for path in args.runs]
-    compared = compare(folders, dict(args.reference or ()))
+    references = dict(args.reference or ())
+    if len(references) < len(args.reference or ()):
+        raise ValueError("--reference: an environment is given twice")
+    compared = compare(folders, references)
     envs = list(dict.fromkeys(folder.config["env"] for folder in folders))
     agents = list(dict.fromkeys(folder.config["agent"] for folder in folders))
     what = envs[0] if len(envs) == 1 else f"{len(envs)} environments"
@@ -33,7 +36,7 @@ def profile(args: argparse.Namespace) -> None:
     if len(folders) > 1 and any(len(folder.summary["settings"]) > 1 for folder in folders):
         print("of a run of several settings its best")
     for env, (low, high) in compared.scales.items():
-        given = env in dict(args.reference or ())
+        given = env in references
         seen = "the least and the highest seen"
         if high - low == 1:  # what a scale of equal returns is taken to be
             seen += ", or 1 more where all are equal"

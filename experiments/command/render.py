@@ -42,10 +42,11 @@ def render(args: argparse.Namespace) -> None:
     folder = RunFolder.open(args.run)
     which = folder.chosen(args.member, args.best)
     members = len(folder.listing["members"])
-    if kind == ".html" and which is None and members > 1:
+    some = isinstance(which, list) and len(set(which)) > 1
+    if kind == ".html" and (some or (which is None and members > 1)):
         raise ValueError("a page shows one member: choose by --member I or --best")
     if which is None and members > MOST:
-        print(f"members 0 to {MOST - 1} of {members}: --member I or --best chooses one")
+        print(f"members 0 to {MOST - 1} of {members}: --member I or --best chooses others")
     shown = []
     for member in folder.members(which, args.checkpoint):
         if member.number >= MOST and which is None:

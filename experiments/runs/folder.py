@@ -24,9 +24,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import numpy as np
@@ -55,6 +55,7 @@ from jaxrl.training.population import Population
 
 CONFIG, SUMMARY, METRICS, LOG = "config.json", "summary.json", "metrics.npz", "log.jsonl"
 RESULTS = "results.csv"
+Asked = TypeVar("Asked")
 
 
 class TrainedMember(NamedTuple):
@@ -262,8 +263,8 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
-    def chosen(self, member: int | None, best: bool) -> int | None:
-        """The member that is asked for by its number or as the best one; None: no one.
+    def chosen(self, asked: Asked, best: bool) -> Asked | int:
+        """The member that is the best where that is asked for; else who is: a number, several.
 
         The best is that of `jaxrl.Population.best`: of the setting with the highest mean return,
         the member with the highest. It is of the final evaluation, or, of a run that has not ended,
@@ -272,7 +273,7 @@ class RunFolder:
         Raises: ValueError where no member has a return.
         """
         if not best:
-            return member
+            return asked
         if self.has_ended:
             rows = [row.get("final_return") for row in self.summary["members"]]
             returns = np.asarray([np.nan if x is None else float(x) for x in rows])
@@ -287,9 +288,9 @@ class RunFolder:
         return int(members[int(np.nanargmax(returns[members]))])
 
     def members(
-        self, only: int | None = None, checkpoint: str | int = "newest"
+        self, only: int | Collection[int] | None = None, checkpoint: str | int = "newest"
     ) -> Iterator[TrainedMember]:
-        """Each member, or one, as a checkpoint holds it: "newest", "best" or that of an iteration.
+        """Each member, or some, as a checkpoint holds it: "newest", "best" or of an iteration.
 
         The best is that of the highest mean return over the members of a batch.
 
@@ -297,12 +298,14 @@ class RunFolder:
         """
         listing = self.listing
         rows = listing["members"]
-        if only is not None and not 0 <= only < len(rows):
-            raise ValueError(f"member {only} is outside 0..{len(rows) - 1} of {self.path}")
+        chosen = range(len(rows)) if only is None else [only] if isinstance(only, int) else only
+        for number in chosen:
+            if not 0 <= number < len(rows):
+                raise ValueError(f"member {number} is outside 0..{len(rows) - 1} of {self.path}")
         settings = {i: s["hyperparameters"] for s in listing["settings"] for i in s["members"]}
         newest = {i: k for k, numbers in enumerate(listing["checkpoints"]) for i in numbers}
         for batch, numbers in enumerate(listing["checkpoints"]):
-            wanted = [i for i in numbers if only in (None, i) and newest[i] == batch]
+            wanted = [i for i in numbers if i in chosen and newest[i] == batch]
             if not wanted:
                 continue
             agents = {i: self.agent(rows[i]["hyperparameters"]) for i in wanted}

@@ -8,7 +8,7 @@ import pytest
 
 from envs_jax import datasets
 from experiments.command import options
-from experiments.command.assemble import Request, assemble, request_of
+from experiments.command.assemble import Request, as_in, assemble, request_of
 from experiments.runs import config, recipes
 
 
@@ -98,5 +98,12 @@ def test_several_files_and_a_part_of_them_are_kept_for_resuming(tmp_path):
     old = {k: v for k, v in kept.items() if k != "data_steps"} | {"data": sources[0]}
     again = config.experiment_of(config.filled(old)).recording
     np.testing.assert_array_equal(again.reward, np.ones(8))
+    again = vars(options.parse(["train", "--from", "run", "--episodes", "3"]))
+    taken = as_in(config.filled(kept), again)
+    assert (taken["data"], taken["data_steps"], taken["episodes"]) == (tuple(sources), 10, 3)
+    again = vars(options.parse(["train", "--from", "run", "--data", "c.hdf5"]))
+    taken = as_in(config.filled(kept), again)
+    assert (taken["data"], taken["data_steps"]) == (["c.hdf5"], None)
+    assert (taken["evaluations"], taken["episodes"]) == (20, 64)
     with pytest.raises(ValueError, match="17 steps are asked for, but only 16 are recorded"):
         assemble(dataclasses.replace(request, data_steps=17))

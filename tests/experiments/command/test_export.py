@@ -117,6 +117,11 @@ def test_members_are_drawn_side_by_side(finished, tmp_path, capsys):
     text, size, frames = image("a.gif", "--best", "--steps", "7")
     assert text.startswith("member 1 (seed=1): return 7.00 in 7 steps")
     assert (frames, size) == (7, (cell[0] + MARGIN, cell[1] + MARGIN))
+    text, size, _ = image("c.gif", "--steps", "7", "--member", "2", "--member", "0")
+    assert [line.split(":")[0] for line in text.splitlines()[:2]] == [
+        f"member {i} (seed={i})" for i in (0, 2)
+    ]
+    assert size == (2 * cell[0] + MARGIN, cell[1] + MARGIN)
     _, size, _ = image("b.gif", "--steps", "7")
     assert size == (2 * cell[0] + MARGIN, 2 * cell[1] + MARGIN)
 
@@ -125,8 +130,12 @@ def test_what_cannot_be_drawn_is_one_line(finished, tmp_path, capsys):
     for words, line in (
         (["--out", tmp_path / "a.mp4"], "give a name that ends in .gif, .html, .png"),
         (["--out", tmp_path / "a.html"], "a page shows one member: choose by --member I or --best"),
+        (["--out", tmp_path / "a.html", "--member", 0, "--member", 2], "a page shows one member"),
         (["--out", tmp_path / "a.html", "--best", "--steps", "3"], "a page is Brax's alone"),
-        (["--out", tmp_path / "a.gif", "--member", "8"], "member 8 is outside 0..2"),
+        (
+            ["--out", tmp_path / "a.gif", "--member", "0", "--member", "8"],
+            "member 8 is outside 0..2",
+        ),
     ):
         status, text = shown(capsys, "render", finished, *words)
         assert status == 2

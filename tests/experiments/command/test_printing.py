@@ -143,7 +143,7 @@ def summary(seeds):
         **{"settings": settings, "best": settings[1], "episodes_per_member": 3},
         **{"members": [{"final_return": 1.0}] * 2 * seeds, "unfinished_episodes": 0},
         **{"unit": "environment steps", "env_steps": 8, "env_steps_per_second": 1.0},
-        **{"compile_seconds": 1.0, "run_seconds": 1.0},
+        **{"compile_seconds": 1.0, "run_seconds": 1.0, "interrupted": False},
     }
 
 
@@ -158,6 +158,29 @@ def test_the_best_setting_is_marked_and_named(capsys):
     assert first == ["0.00021544346", "2.00", "[1.00,", "3.00]", "2.50", "[1.50,", "3.50]", "0.75"]
     assert second[-2:] == ["-", "best"]
     assert best == ["best:", "rate=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("search", "interrupted", "line"),
+    [
+        ({}, True, "best so far: rate=0.1"),
+        ({"rungs": []}, False, "best of those trained to the end: rate=0.1"),
+        ({"rungs": []}, True, "best so far of those trained longest: rate=0.1"),
+    ],
+)
+def test_the_best_is_no_better_than_it_is(search, interrupted, line, capsys):
+    printing.results(summary(seeds=8) | search | {"interrupted": interrupted})
+    assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_without_any_return_no_setting_is_the_best(missing, capsys):
+    content = summary(seeds=8)
+    content["best"]["measures"]["return"]["mean"] = missing
+    printing.results(content)
+    text = capsys.readouterr().out
+    assert "no setting is the best: none has a return" in text.splitlines()
+    assert " best\n" not in text
 
 
 def test_few_seeds_are_said_to_tell_little(capsys):

@@ -10,6 +10,8 @@ import pytest
 from gymnax.environments.classic_control.cartpole import CartPole
 
 import envs_jax
+from experiments.command import options, starts
+from experiments.command.assemble import assemble, request_of
 from experiments.command.cli import main
 from experiments.command.train import logs_of
 from experiments.runs.folder import RunFolder
@@ -104,6 +106,11 @@ def test_what_an_environment_reports_is_summed_and_shown(costly, tmp_path, capsy
         assert setting["recorded"]["cost"]["mean"] == pytest.approx(expected.mean())
         low, high = setting["recorded"]["cost"]["ci95"]
         assert low < expected.mean() < high
+
+    args = options.parse(["train", "--from", str(out), "--best"])
+    starts.settle(args)
+    again = assemble(request_of(args))
+    assert (again.agent.record, again.evaluations, again.episodes) == (("cost",), 2, 3)
 
     assert main(["eval", str(out), "--member", "1", "--episodes", "2"]) == 0
     header, _, row = capsys.readouterr().out.splitlines()[1:4]

@@ -8,6 +8,8 @@ import pytest
 
 import envs_jax
 from envs_jax import datasets
+from experiments.command import options, starts
+from experiments.command.assemble import assemble, request_of
 from experiments.command.cli import main
 from experiments.runs import collect
 from jaxrl.parts.ope import per_decision
@@ -67,5 +69,10 @@ def test_collected_data_is_learnt_from(tmp_path, monkeypatch, capsys):
     assert "of recorded data" in err
     assert "best score" in out
     assert "gradient steps per second" in out
+    args = options.parse(["train", "--from", "run"])
+    starts.settle(args)
+    again = assemble(request_of(args))
+    assert (again.data, again.evaluations) == ([str(Path(data).resolve())], 2)
+    assert again.agent.unit == "gradient steps"
     Path(data).unlink()  # a trained agent needs it no more
     assert main(["eval", "run", "--episodes", "3"]) == 0

@@ -84,6 +84,11 @@ def test_runs_of_one_agent_in_one_environment_are_compared_by_name(write):
     [
         ([("ppo", CARTPOLE), ("sac", PENDULUM)], [], "ppo has no run in Pendulum-v1"),
         ([("ppo", CARTPOLE)], ["--reference", "Ant=0,1"], "--reference Ant=...: the runs are of"),
+        (
+            [("ppo", CARTPOLE)],
+            ["--reference", f"{CARTPOLE}=0,1", "--reference", f"{CARTPOLE}=0,2"],
+            "--reference: an environment is given twice",
+        ),
         ([("ppo", CARTPOLE)], ["--reference", "0,1"], "0,1 is not ENV=LOW,HIGH"),
         ([("ppo", CARTPOLE)], ["--reference", f"{CARTPOLE}=1,1"], "is not two different numbers"),
     ],
