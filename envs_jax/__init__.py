@@ -132,11 +132,11 @@ def _suite(id: str) -> tuple[Any, dict[str, Any]]:
         module = importlib.import_module("envs_jax.own_envs")
     else:
         check_id(id)
-        module = importlib.import_module(f"envs_jax.{_MODULES[suite]}")
+        module = importlib.import_module(f"envs_jax.{MODULES[suite]}")
     return module, _CHANGES | module.options(suite, name)
 
 
-_MODULES = {
+MODULES = {  # by suite
     "": "gymnax_envs",
     "brax": "brax_envs",
     "mjx": "brax_envs",

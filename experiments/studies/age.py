@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import agents
+import envs_jax
+from envs_jax import sequences
 from experiments.studies import study
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLLOWED = ("agents", "envs_jax", "jaxrl/loops", "jaxrl/parts")  # from what a study imports, too
 ENGINE = ("episode", "evaluate", "loop", "members", "programs")
-SUITES = {
-    "brax": "brax_envs.py",
-    "playground": "playground_envs.py",
-    "sequences": "sequences",
-    "diffusion": "diffusion.py",
-}
+LISTS = ("envs_jax/catalogue.py", "envs_jax/suite_tables.py")  # of names: no number is from there
 
 
 class Age(NamedTuple):
@@ -47,10 +44,8 @@ class Age(NamedTuple):
 def ages(one: study.Study, results: Path) -> list[Age]:
     """Of every kept recipe, or of the study; none where nothing is kept."""
     cells = study.read(one, "full", results)
-    of_study = f"experiments/studies/{one.name}.py"
     if one.name != "recipes":
-        source = ROOT / of_study
-        files = code_of(_words(source)) | set(_imported(source)) | {of_study}
+        files = code_of_study(one.name)
         oldest = sorted(cells.values(), key=lambda cell: str(cell["date"]))[:1]
         return [_age(one.name, cell, files) for cell in oldest]
     found = []
@@ -72,18 +67,36 @@ def _age(name: str, cell: Mapping[str, Any], files: set[str]) -> Age:
     return Age(name, date, f"{about}{commit[:7]}" if commit else "unknown", changed)
 
 
+def code_of_study(name: str) -> set[str]:
+    """The files that a study's numbers come from: its own, and what it names and imports."""
+    own = f"experiments/studies/{name}.py"
+    files = code_of(_words(ROOT / own)) | {own}
+    for path in _imported(ROOT / own, FOLLOWED):
+        files |= closure(path)
+    for other in _imported(ROOT / own, ("experiments/studies",)):  # whose environments it may take
+        files |= environments_of(_words(ROOT / other))
+    return files
+
+
 def code_of(words: Iterable[str]) -> set[str]:
     """The files that numbers come from of the agents and environments among these words."""
+    words = set(words)
     files = {f"jaxrl/training/{name}.py" for name in ENGINE} | {"envs_jax/wrappers.py"}
+    for word in words & set(agents.AGENTS):
+        module = agents.AGENTS[word].partition(":")[0].replace(".", "/")
+        files |= closure(f"agents/{module}.py")
+    return files | environments_of(words)
+
+
+def environments_of(words: Iterable[str]) -> set[str]:
+    """The files of the environments among these words, and of the suites, such as "brax/"."""
+    files, known = set(), set(envs_jax.list_envs())
     for word in words:
-        suite, _, rest = word.partition("/")
-        if word in agents.AGENTS:
-            module = agents.AGENTS[word].partition(":")[0].replace(".", "/")
-            files |= closure(f"agents/{module}.py")
-        elif rest and suite in SUITES:
-            files.add(f"envs_jax/{SUITES[suite]}")
-        else:
-            files.add("envs_jax/gymnax_envs.py")
+        suite, name = envs_jax.catalogue.split(word)
+        if suite == "sequences" and name in sequences.TASKS:
+            files |= closure(f"{sequences.TASKS[name].__module__.replace('.', '/')}.py")
+        elif word in known or (suite and not name and suite in envs_jax.MODULES):
+            files |= closure(f"envs_jax/{envs_jax.MODULES[suite]}.py")
     return files
 
 
@@ -92,12 +105,12 @@ def closure(file: str) -> set[str]:
     found, left = set(), [file]
     while left:
         found.add(file := left.pop())
-        left += [path for path in _imported(ROOT / file) if path not in found]
+        left += [path for path in _imported(ROOT / file, FOLLOWED) if path not in found]
     return found
 
 
-def _imported(source: Path) -> Iterator[str]:
-    """The modules within FOLLOWED that a file imports, wherever in it."""
+def _imported(source: Path, within: tuple[str, ...]) -> Iterator[str]:
+    """The modules within these folders that a file imports, wherever in it, but for LISTS."""
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -107,7 +120,7 @@ def _imported(source: Path) -> Iterator[str]:
             continue
         for name in names:
             path = f"{name.replace('.', '/')}.py"
-            if path.startswith(FOLLOWED) and (ROOT / path).exists():
+            if path.startswith(within) and path not in LISTS and (ROOT / path).exists():
                 yield path
 
 

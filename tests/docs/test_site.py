@@ -83,3 +83,24 @@ def test_every_extra_is_explained():
     first = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     explained = [name for cell in first for name in re.findall(r"`(\w+)`", cell)]
     assert sorted(explained) == sorted(extras["optional-dependencies"])
+
+
+def test_every_extra_that_a_page_installs_exists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = {*project["optional-dependencies"], "NAME"}
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md")]
+    found = {}
+    for page in [*pages, *ROOT.glob("notebooks/*.ipynb")]:
+        for extras in re.findall(r"(?:\.|jaxrl)\[([\w,]+)\]", page.read_text()):
+            found |= dict.fromkeys(extras.split(","), page.name)
+        found |= dict.fromkeys(re.findall(r'extra = \\"\[(\w+)\]', page.read_text()), page.name)
+    assert {"cuda12", "wandb", "optuna", "craftax"} <= set(found)
+    assert {name: page for name, page in found.items() if name not in known} == {}
+
+
+def test_the_transcript_and_the_picture_are_of_the_same_command():
+    """That of `make demo`."""
+    command = load("figures").DEMO
+    assert f"$(BIN)/jaxrl {command} --out" in (ROOT / "Makefile").read_text()
+    transcripts = (ROOT / "docs" / "transcripts.md").read_text()
+    assert f"$ jaxrl {command} --out runs/demo\n" in transcripts

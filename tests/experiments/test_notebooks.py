@@ -76,6 +76,11 @@ def installs(cell):
     return "install" in cell.metadata.get("tags", [])
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_are_valid(path):
+    nbformat.validate(nbformat.read(path, as_version=4))
+
+
 def test_colab_asks_for_the_address_in_a_line():
     notebook = nbformat.read(ROOT / "notebooks" / "colab.ipynb", as_version=4)
     (cell,) = filter(installs, notebook.cells)

@@ -98,12 +98,39 @@ def test_a_commit_that_is_not_there_tells_nothing(project):
     assert of_recipe(project)[2:] == ("unknown", None)
 
 
-def test_a_suite_has_its_own_file():
-    files = age.code_of(["trpo", "brax/hopper"])
-    assert {x for x in files if x.startswith("envs_jax/")} == {
-        "envs_jax/wrappers.py",
-        "envs_jax/brax_envs.py",
-    }
+BRAX = {"brax_envs.py", "physics.py"}
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        (["trpo", "brax/hopper"], BRAX),
+        (["a", "word", "sac", "and/or", "Pendulum"], set()),
+        (["brax/"], BRAX),  # as in f"brax/{name}"
+        (["Pendulum-v1"], {"gymnax_envs.py"}),
+        (["sequences/sum"], {"sequences/arithmetic.py", "sequences/base.py"}),
+        (["diffusion/ring"], {"diffusion.py"}),
+    ],
+)
+def test_an_environment_is_its_file_and_what_that_imports(words, own):
+    files = {x.removeprefix("envs_jax/") for x in age.code_of(words) if x.startswith("envs_jax/")}
+    assert files == own | {"wrappers.py"}
+
+
+@pytest.mark.parametrize(
+    ("study", "counts", "not_at_all"),
+    [
+        ("collapse", "sequences/arithmetic.py", "gymnax_envs.py"),
+        ("two_peaks", "bandits.py", "gymnax_envs.py"),
+        ("brax_sac", "brax_envs.py", "gymnax_envs.py"),
+        ("wasserstein", "brax_envs.py", "playground_envs.py"),  # by the study that it imports
+        ("gate", "sequences/dsl.py", "sequences/router.py"),
+    ],
+)
+def test_a_study_depends_on_the_environments_that_it_uses(study, counts, not_at_all):
+    files = age.code_of_study(study)
+    assert f"envs_jax/{counts}" in files
+    assert f"envs_jax/{not_at_all}" not in files
 
 
 def test_studies_name_their_agents_and_environments():
