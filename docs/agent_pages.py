@@ -123,7 +123,7 @@ def results(name: str) -> str:
             reached += f", {len(summary['members'])} seeds"
             picture = f"../../experiments/results/recipes/{name}/{recipe.env}/curve.png"
             curves.append(f"![Learning curve on {recipe.env}]({picture}){{width=375}}")
-        published = "-" if recipe.published is None else f"{recipe.published:g}"
+        published = recipe.aim.text() if recipe.aim else "-"
         rows.append([recipe.env, f"{recipe.steps:,}", reached, published, recipe.source])
     head = "## Recipes and results\n\n`jaxrl train` starts from these hyper-parameters where there "
     head += "are any for its environment; `jaxrl reproduce AGENT/ENV` repeats what was kept."

@@ -31,7 +31,7 @@ def all_recipes() -> None:
             recipe.agent,
             recipe.env,
             f"{recipe.steps:,}",
-            "-" if recipe.published is None else f"{recipe.published:g}",
+            recipe.aim.text() if recipe.aim else "-",
             recipe.source,
         ]
         for recipe in recipes.everything()

@@ -55,7 +55,6 @@ def recipe_of(folder: RunFolder, setting: Mapping[str, Any] | None = None) -> Re
         agent=config["agent"],
         env=config["env"],
         steps=agent.total_steps,
-        published=None,
         source=f"{of} {folder.path}: mean final return {mean}, {seeds} seed{'s'[: seeds > 1]}",
         env_options=config["env_options"],
         hyperparameters={k: v for k, v in now.items() if v != before[k]},
@@ -65,7 +64,7 @@ def recipe_of(folder: RunFolder, setting: Mapping[str, Any] | None = None) -> Re
 def text_of(recipe: Recipe) -> str:
     """A recipe as TOML.
 
-    >>> print(text_of(Recipe("ppo", "CartPole-v1", 500, None, "here", {}, {"gamma": 0.9})))
+    >>> print(text_of(Recipe("ppo", "CartPole-v1", 500, "here", {}, {"gamma": 0.9})))
     [recipe]
     agent = "ppo"
     env = "CartPole-v1"

@@ -71,7 +71,7 @@ class Experiment:
         text = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
         if steps != [recipe.steps]:
             text += f" (not {recipe.steps:,})"
-        published = "" if recipe.published is None else f"; published: {recipe.published:g}"
+        published = f"; published: {recipe.aim.text()}" if recipe.aim else ""
         return f"recipe {recipe.name}: {text} {self.unit}{published} ({recipe.source})"
 
 

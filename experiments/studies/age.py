@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import subprocess
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,9 +53,27 @@ def ages(one: study.Study, results: Path) -> list[Age]:
     for name, cell in cells.items():
         config = results / one.name / name / "config.json"
         commit = json.loads(config.read_text()).get("git_commit") if config.exists() else None
+        age = _age(name, {**cell, "commit": commit}, code_of(name.split("/", 1)))
         recipe = f"experiments/recipes/{name}.toml"
-        found.append(_age(name, {**cell, "commit": commit}, code_of(name.split("/", 1)) | {recipe}))
+        if age.changed is not None and not _trains_as_before(recipe, age.commit.split()[-1]):
+            age = age._replace(changed=sorted([*age.changed, recipe]))
+        found.append(age)
     return found
+
+
+def _trains_as_before(recipe: str, commit: str) -> bool:
+    """Whether all of a recipe that training reads is what it was: not what others published."""
+    before = _git("show", f"{commit}:{recipe}")
+    now = (ROOT / recipe).read_text()
+    return before is not None and _of_training(before) == _of_training(now)
+
+
+def _of_training(recipe: str) -> dict[str, Any]:
+    content = tomllib.loads(recipe)
+    content.pop("published", None)
+    for name in ("published", "source"):
+        content.get("recipe", {}).pop(name, None)
+    return content
 
 
 def _age(name: str, cell: Mapping[str, Any], files: set[str]) -> Age:

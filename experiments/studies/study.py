@@ -125,10 +125,10 @@ def run(
         measured = study.measure(name, cells[name], context)
         cell = {
             "settings": cells[name],
-            **measured,
             "seconds": round(time.perf_counter() - started, 1),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             **origin(),
+            **measured,  # of what was run before: when, by which code, how long
         }
         _write(path, _stored(path) | {name: cell})
     draw(study, scale, results)
@@ -148,7 +148,9 @@ def draw(study: Study, scale: Scale, results: Path) -> None:
     from jaxrl.report import plots
 
     for name, figure in study.figures(cells).items() if cells else ():
-        plots.save(figure, results / study.name / f"{name}.png")
+        path = results / study.name / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plots.save(figure, path)
 
 
 def read(study: Study, scale: Scale, results: Path) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def test_kept_results_stand_beside_published_numbers(agent_pages):
     text = agent_pages.results("pqn")
     recipe = tomllib.loads((ROOT / "experiments/recipes/pqn/CartPole-v1.toml").read_text())
     assert f"| CartPole-v1 | {recipe['recipe']['steps']:,} | 500.00 [500.00, 500.00], 8" in text
-    assert f"| {recipe['recipe']['published']} |" in text
+    (aim,) = recipe["published"]
+    assert f"| {aim['value']} +- {aim['spread']} | {aim['source']} |" in text
     assert "../../experiments/results/recipes/pqn/CartPole-v1/curve.png" in text
     assert agent_pages.results("bc") == ""
 

@@ -20,7 +20,7 @@ FILES = {
     "jaxrl/training/sinks.py": "",
     "envs_jax/gymnax_envs.py": "",
     "envs_jax/brax_envs.py": "",
-    RECIPE: "",
+    RECIPE: "[hyperparameters]\ngamma = 0.9\n",
 }
 
 
@@ -80,7 +80,6 @@ def test_nothing_differs_at_first(project):
         ("jaxrl/training/sinks.py", False),
         ("envs_jax/gymnax_envs.py", True),
         ("envs_jax/brax_envs.py", False),
-        (RECIPE, True),
     ],
 )
 def test_what_makes_the_numbers_counts_committed_or_not(project, file, counts):
@@ -88,6 +87,22 @@ def test_what_makes_the_numbers_counts_committed_or_not(project, file, counts):
     assert of_recipe(project).changed == ([file] if counts else [])
     git(project, "commit", "-qam", "more")
     assert of_recipe(project).changed == ([file] if counts else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("[hyperparameters]\ngamma = 0.99\n", True),
+        ("[recipe]\nsteps = 5\n[hyperparameters]\ngamma = 0.9\n", True),
+        ("# why\n[hyperparameters]\ngamma = 0.9\n[[published]]\nvalue = 3\n", False),
+    ],
+)
+def test_of_a_recipe_what_training_reads_counts(project, text, counts):
+    """What others published beside it does not."""
+    (project / RECIPE).write_text(text)
+    assert of_recipe(project).changed == ([RECIPE] if counts else [])
+    git(project, "commit", "-qam", "more")
+    assert of_recipe(project).changed == ([RECIPE] if counts else [])
 
 
 def test_a_commit_that_is_not_there_tells_nothing(project):
