@@ -1,4 +1,4 @@
-"""What `mkdocs build` does beside reading docs/: the repository's own pages, agents, the API.
+"""What `mkdocs build` does beside reading docs/: the repository's pages, agents, results, the API.
 
 Every page lies on the site where it lies in the repository, so that a link between two of them
 works in both places.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import agent_pages  # beside this file, where mkdocs looks while it reads it
+import result_pages
 from mkdocs.structure.files import File, Files
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             found.append(File.generated(config, uri, abs_src_path=str(path)))
     for name, text in agent_pages.pages().items():
         found.append(File.generated(config, f"docs/agents/{name}.md", content=text))
+    for name, text in result_pages.pages().items():
+        found.append(File.generated(config, f"docs/results/{name}.md", content=text))
     for module in modules():
         found.append(File.generated(config, f"docs/api/{module}.md", content=api_page(module)))
     return found

@@ -143,7 +143,7 @@ def _imported(source: Path, within: tuple[str, ...]) -> Iterator[str]:
                 yield path
 
 
-def _words(source: Path) -> set[str]:
+def words_of(source: Path) -> set[str]:
     """What the texts in a file name: a study calls its agents and environments by their names."""
     nodes = ast.walk(ast.parse(source.read_text()))
     texts = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]

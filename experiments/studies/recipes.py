@@ -63,6 +63,7 @@ class Recipes(study.Study):
         folder.mkdir(parents=True, exist_ok=True)
         for file in KEPT:
             shutil.copy(out / file, folder / file)
+        (folder / "final.png").unlink(missing_ok=True)  # of a cell that had kept no curve
         return of_run(out)
 
     def claims(self) -> list[Claim]:

@@ -149,7 +149,7 @@ def test_a_study_depends_on_the_environments_that_it_uses(study, counts, not_at_
 
 
 def test_studies_name_their_agents_and_environments():
-    words = age._words(age.ROOT / "experiments" / "studies" / "two_peaks.py")
+    words = age.words_of(age.ROOT / "experiments" / "studies" / "two_peaks.py")
     assert {"agents/off_policy/sac.py", "jaxrl/loops/learner.py"} <= age.code_of(words)
     from experiments import studies
 
