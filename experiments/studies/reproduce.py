@@ -75,20 +75,24 @@ def resolve(name: str, scale: study.Scale) -> tuple[str, str]:
 def show_all(results: Path) -> None:
     """The studies as a table, and the recipes as another."""
     from experiments.command import printing
+    from experiments.runs import recipes as recipe_files
 
     rows = []
     for name in studies.STUDIES:
         s = studies.get(name)
-        rows.append([name, s.paper, s.question, s.budget, study.state(s, results)])
-    printing.table(["study", "paper", "question", "budget", "state"], rows)
+        state, verdicts = study.state(s, results), study.tally(s, results)
+        rows.append([name, s.paper, s.question, s.budget, state, verdicts])
+    printing.table(["study", "paper", "question", "budget", "state", "claims"], rows)
     recipes = studies.get("recipes")
     kept = study.read(recipes, "full", results)
-    (of_kept,) = recipes.tables(kept)
+    of_kept, *_ = recipes.tables(kept)
     shown = {row[0]: row[3:7] for row in of_kept.rows}
-    listed = [
-        [name, f"{cell['seeds']} x {cell['steps']:,}", *shown.get(name, ["not run", "", "", ""])]
-        for name, cell in recipes.cells("full").items()
-    ]
+    aims = {recipe.name: recipe.aim for recipe in recipe_files.everything()}
+    listed = []
+    for name, cell in recipes.cells("full").items():
+        aim = aims[name]
+        beside = shown.get(name, ["not run", "", aim.text() if aim else "-", "-"])
+        listed.append([name, f"{cell['seeds']} x {cell['steps']:,}", *beside])
     printing.table(["recipe", "seeds x steps", *of_kept.columns[3:7]], listed)
 
 

@@ -23,7 +23,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from experiments.studies.claims import Claim, Interval, Measures, Verdict, values_of
+from experiments.studies.claims import (
+    FAILS,
+    HOLDS,
+    UNDECIDED,
+    Claim,
+    Interval,
+    Measures,
+    Verdict,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,6 +179,17 @@ def state(study: Study, results: Path) -> str:
     if there in (0, wanted):
         return "done" if there else "not run"
     return f"partly, {there} of {wanted}"
+
+
+def tally(study: Study, results: Path) -> str:
+    """How many of its claims hold, by the cells of the full scale that there are."""
+    cells = read(study, "full", results)
+    found = [verdict.verdict for verdict in study.verdicts(cells)] if cells else []
+    counts = [(found.count(verdict), word) for verdict, word in VERDICTS.items()]
+    return ", ".join(f"{count} {word}" for count, word in counts if count) or "-"
+
+
+VERDICTS = {HOLDS: "hold", FAILS: "do not", UNDECIDED: "undecided"}
 
 
 def page(studies: Iterable[Study], scale: Scale, results: Path) -> None:

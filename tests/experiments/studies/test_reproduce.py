@@ -20,6 +20,7 @@ def test_lists_the_studies(capsys):
     for name in studies.STUDIES:
         assert name in out
     assert "done" in out
+    assert "undecided" in out  # of a study's claims
     (row,) = [line for line in out.splitlines() if line.strip().startswith("ppo/CartPole-v1 ")]
     words = "ppo/CartPole-v1 8 x 500,000 500.00 [500.00, 500.00] 490.04 +- 6.12 reached"
     assert " ".join(row.split()) == words

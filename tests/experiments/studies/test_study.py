@@ -149,6 +149,12 @@ def test_table_and_verdicts(run, tmp_path):
     assert [v.verdict for v in toy.verdicts(cells)] == [HOLDS, FAILS, UNDECIDED]
 
 
+def test_tally_counts_claims_by_their_verdicts(run, tmp_path):
+    assert study.tally(Toy(), tmp_path) == "-"
+    run(Toy())
+    assert study.tally(Toy(), tmp_path) == "1 hold, 1 do not, 1 undecided"
+
+
 def test_page(run, tmp_path):
     run(Toy(), "big")
     (tmp_path / "toy" / "notes.md").write_text("A note.\n")
