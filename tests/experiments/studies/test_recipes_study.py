@@ -44,8 +44,11 @@ def test_our_curve_is_the_mean_over_seeds(drawn):
     axes, handles = drawn(RECIPE, CELL | {"curve": CURVE})
     line = found(handles, "jaxrl, 4 seeds: training episodes")
     np.testing.assert_allclose(line.get_xydata(), [[25, 2.0], [75, 22.0]])
-    (diamond, *_) = found(handles, "jaxrl, final policies: evaluation episodes, deterministic")
+    diamond, _, (bar,) = found(handles, "jaxrl, final policies: evaluation episodes, deterministic")
     np.testing.assert_allclose(diamond.get_xydata(), [[100, 31.0]])
+    half = 3.1824 * np.std(RETURNS, ddof=1) / 2  # of Student's t with three degrees of freedom
+    expected = [[100, 31 - half], [100, 31 + half]]
+    np.testing.assert_allclose(bar.get_segments()[0], expected, rtol=1e-4)
     assert axes.get_xlabel() == "environment steps"
     assert axes.get_ylabel() == "return"
     assert axes.get_title("right") == "jaxrl: mean and 95 % t interval over seeds"
