@@ -89,11 +89,11 @@ def _age(name: str, cell: Mapping[str, Any], files: set[str]) -> Age:
 def code_of_study(name: str) -> set[str]:
     """The files that a study's numbers come from: its own, and what it names and imports."""
     own = f"experiments/studies/{name}.py"
-    files = code_of(_words(ROOT / own)) | {own}
+    files = code_of(words_of(ROOT / own)) | {own}
     for path in _imported(ROOT / own, FOLLOWED):
         files |= closure(path)
     for other in _imported(ROOT / own, ("experiments/studies",)):  # whose environments it may take
-        files |= environments_of(_words(ROOT / other))
+        files |= environments_of(words_of(ROOT / other))
     return files
 
 
