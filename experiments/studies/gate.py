@@ -24,12 +24,15 @@ GROUNDED, PARADOX, INTRINSIC = (list(REWARDS)[i] for i in (0, 2, 3))
 COMMON: dict[str, Any] = {
     "num_prompts": 32,
     "group_size": 8,
-    "width": 32,
+    "learning_rate": 1e-3,
     "pool_size": 128,
     "validation_tasks": 128,
-    "pretraining_steps": 1000,
+    # As in the paper the solver knows its trade: it is right on six of ten held-out tasks.
+    "pretraining_steps": 3000,
+    "pretraining_learning_rate": 1e-2,
     "pretraining_accuracy": 0.5,
 }
+ITERATIONS = 200
 OPERATORS = 2  # at most, in the environment's expressions
 CHANCE = 1 / 17
 
@@ -47,7 +50,10 @@ class Gate(study.Study):
         "whatever the rewards? And does the gap between the solver's own reward and the truth "
         "open at a leak at which validation still holds?"
     )
-    budget = "4 cells of 7 leaks, 300 iterations of 256 answers, 8 seeds: 15 minutes on two cores"
+    budget = (
+        f"4 cells of 7 leaks, {ITERATIONS} iterations of 256 answers, 8 seeds: 20 minutes on two "
+        "cores"
+    )
 
     def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
         if scale == "quick":
@@ -56,7 +62,7 @@ class Gate(study.Study):
             return {INTRINSIC: cell}
         return {
             name: {
-                "steps": 300 * COMMON["num_prompts"] * COMMON["group_size"],
+                "steps": ITERATIONS * COMMON["num_prompts"] * COMMON["group_size"],
                 "seeds": 8,
                 "leaks": list(LEAKS),
                 "changes": COMMON,

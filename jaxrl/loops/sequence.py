@@ -418,23 +418,24 @@ class Sequence(Agent):
         """Parameters after cross-entropy on demonstrations, up to `pretraining_accuracy`."""
         optimizer = clipped_adam(self.pretraining_learning_rate, self.max_grad_norm)
 
-        def update(carry, key):
-            params, opt_state, going = carry
-            prompt_key, right_key, answer_key = jax.random.split(key, 3)
+        keys = jax.random.split(key, self.pretraining_steps)
+
+        def update(carry):
+            i, params, opt_state, _ = carry
+            prompt_key, right_key, answer_key = jax.random.split(keys[i], 3)
             prompts = self.fresh_prompts(prompt_key)
             tokens = self.sample(params, prompts, answer_key, self.group_size)[0]
             verdict = self.verify(repeated(prompts, self.group_size), tokens)
-            going &= verdict.correct.mean() < self.pretraining_accuracy
+            going = verdict.correct.mean() < self.pretraining_accuracy
             right = self.demonstrations(right_key, prompts)
             grads = jax.grad(self.cross_entropy)(params, prompts, right)
             updates, after = optimizer.update(grads, opt_state)
             new = optax.apply_updates(params, updates), after
             old = params, opt_state
-            return (*jax.tree.map(lambda x, y: jnp.where(going, x, y), new, old), going), ()
+            return i + 1, *jax.tree.map(lambda x, y: jnp.where(going, x, y), new, old), going
 
-        start = params, optimizer.init(params), jnp.bool_(True)
-        keys = jax.random.split(key, self.pretraining_steps)
-        return lax.scan(update, start, keys)[0][0]
+        start = jnp.int32(0), params, optimizer.init(params), jnp.bool_(True)
+        return lax.while_loop(lambda x: (x[0] < len(keys)) & x[3], update, start)[1]
 
     def cross_entropy(self, params: Any, prompts: Any, tokens: jax.Array) -> jax.Array:
         """Mean over the tokens of given answers (B, L), with their end, of -log pi."""
