@@ -30,6 +30,7 @@ COMMON: dict[str, Any] = {
     "num_prompts": 32,
     "group_size": 8,
     "num_minibatches": 4,
+    "learning_rate": 3e-4,  # with ten times that the base is lost within five iterations
     "pretraining_steps": 1000,
     "pretraining_accuracy": 0.55,
 }
@@ -88,19 +89,19 @@ class Collapse(study.Study):
         number = max(metrics["accuracy"].shape[1] // 20, 1)
 
         def ends(name: str) -> tuple[np.ndarray, np.ndarray]:
-            """Means over the first and the last twentieth of the iterations."""
-            return metrics[name][:, :number].mean(axis=1), metrics[name][:, -number:].mean(axis=1)
+            """Of the base, in the first iteration; means over the last twentieth of all."""
+            return metrics[name][:, 0], metrics[name][:, -number:].mean(axis=1)
 
         start, end = ends("accuracy")
         measures = {
-            "accuracy_at_first": start,
+            "base_accuracy": start,
             "accuracy_at_last": end,
             "gain": end - start,
-            "entropy_at_first": ends("entropy")[0],
+            "base_entropy": ends("entropy")[0],
             "entropy_at_last": ends("entropy")[1],
             "agreement": ends("agreement")[1],
             "commonest_share": ends("commonest_share")[1],
-            "iterations_to_half_the_entropy": halved(metrics["entropy"], number),
+            "iterations_to_half_the_entropy": halved(metrics["entropy"]),
         }
         curves = {name: metrics[name].mean(0).round(4).tolist() for name in PANELS}
         return {
@@ -170,9 +171,9 @@ class Collapse(study.Study):
 STUDY = Collapse()
 
 
-def halved(entropy: np.ndarray, number: int) -> np.ndarray:
+def halved(entropy: np.ndarray) -> np.ndarray:
     """The iterations (seeds,) until (seeds, T) is below half its start; T + 1 where it never is."""
-    below = entropy < 0.5 * entropy[:, :number].mean(axis=1, keepdims=True)
+    below = entropy < 0.5 * entropy[:, :1]
     return np.where(below.any(axis=1), below.argmax(axis=1) + 1, entropy.shape[1] + 1).astype(float)
 
 
@@ -195,7 +196,7 @@ def draw(cells: Mapping[str, Any]) -> Figure:
             for i, rule in enumerate(RULES):
                 cell = cells.get(f"{reward}{rule}")
                 if cell is not None:
-                    text = rule.removeprefix(" + ") or "without KL-Cov"
+                    text = f"KL-Cov {RULES[rule]['cov_coef']:g}" if rule else "without KL-Cov"
                     axes.plot(cell["curves"][name], color=f"C{i}", label=text, linewidth=1.4)
             axes.set_ylim(bottom=0)
             axes.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ and random weights. What they have learnt is compared by as many answers: nine o
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +173,7 @@ def draw(cells: Mapping[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     names = [cell.split("/")[1] for cell in cells]
-    figure = Figure(figsize=(13, 3.2), dpi=130, layout="constrained")
+    figure = Figure(figsize=(13, 3.6), dpi=130, layout="constrained")
     shares, *panels = figure.subplots(1, 1 + len(PANELS), width_ratios=[2] + [1] * len(PANELS))
     for place, (name, cell) in enumerate(zip(names, cells.values(), strict=True)):
         front = np.asarray(cell["tokens"])[: len(cell["tokens"]) // 2]
@@ -182,11 +183,12 @@ def draw(cells: Mapping[str, Any]) -> Figure:
             axes.scatter(
                 np.full(len(values), place), values, s=14, color=f"C{place}", alpha=0.5, linewidth=0
             )
+    shares.set_xticks(range(0, len(front), 3))
     shares.set_xlabel("bin of the front")
     shares.set_ylabel("share of all answers")
     shares.legend(frameon=False, fontsize="small")
     for axes, label in zip(panels, PANELS.values(), strict=True):
-        axes.set_title(label, fontsize="small", wrap=True)
+        axes.set_title(textwrap.fill(label, 20), fontsize="small")
         axes.set_xticks(range(len(names)), names, rotation=30, fontsize="small")
         axes.set_xlim(-0.5, len(names) - 0.5)
     for axes in (shares, *panels):
