@@ -20,4 +20,4 @@ def test_onset_of_the_gap():
 
 def test_iterations_to_half_the_entropy():
     entropy = np.array([[2.0, 1.0, 0.8, 0.7, 0.1], [1.0, 1.0, 1.0, 0.9, 0.6]])
-    assert collapse.halved(entropy).tolist() == [4, 6]  # below half the first; never
+    assert collapse.halved(entropy).tolist() == [3, 6]  # below 1; never below 0.5
