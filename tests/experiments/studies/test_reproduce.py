@@ -84,11 +84,7 @@ LATER = {  # whose full scale has still to be run
     "disagreement",
     "chunks",
     "xqc",
-    "sequence_gradients",
-    "vector_rewards",
     "state_distribution",
-    "maestro",
-    "guided_diffusion",
     "gate",
     "collapse",
 }
