@@ -44,6 +44,15 @@ assert lesser["softgac"][0] < 0.05  # one peak
 assert 0.1 < lesser["softgac"][1] < 0.45  # it leans to one
 assert distances["softgac"][1] > distances["mixturesac"][1] + 0.1  # it spreads further
 """,
+    "sequence_policies": """
+ends = {name: curves[:, -10:].mean() for name, curves in accuracy.items()}
+assert all(curves[:, :5].mean() < 0.5 for curves in accuracy.values())
+assert 0.6 < ends["GRPO"] < 0.75
+assert 0.75 < ends["POISE"] < 0.85
+assert last["reward_gap"].min() > 0.5
+assert last["valid_tasks"][:3].min() > 0.9
+assert last["valid_tasks"][3].max() < 0.2
+""",
     "own_environment": """
 returns_seen = history.metrics["episode_return"][history.metrics["episodes"] > 0]
 fuel = history.metrics["episode_fuel"][history.metrics["episodes"] > 0]
