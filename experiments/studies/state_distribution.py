@@ -59,7 +59,7 @@ class StateDistribution(study.Study):
         "gain there, what does it lose of another task, and is a student that is distilled at its "
         "own states better than a teacher that has forgotten?"
     )
-    budget = f"{len(ARMS)} cells of 8 seeds, at most 400 iterations each: minutes on two cores"
+    budget = f"{len(ARMS)} cells of 8 seeds, at most 400 iterations each: 13 minutes"
     digits = 3
 
     def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
@@ -268,6 +268,7 @@ def draw(cells: Mapping[str, Any]) -> Figure:
     base = next(iter(cells.values()))["measures"]
     x, y = (base[f"base_{task}_accuracy"] for task in TASKS)
     tasks.scatter(x, y, s=16, color="0.5", label="base")
+    tasks.scatter([], [], s=16, color="black", marker="x", linewidth=0.8, label="teachers")
     tasks.set_xlabel("share of right sums, sampled")
     tasks.set_ylabel("share of right differences, sampled")
     tasks.legend(frameon=False, fontsize="small")

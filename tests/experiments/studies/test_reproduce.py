@@ -84,9 +84,7 @@ LATER = {  # whose full scale has still to be run
     "disagreement",
     "chunks",
     "xqc",
-    "state_distribution",
     "gate",
-    "collapse",
 }
 
 
