@@ -22,7 +22,17 @@ ENVS: dict[str, dict[str, Any]] = {  # steps, and what differs from PPO's defaul
         "steps": 300_000,
         "changes": {"num_envs": 16, "learning_rate": 2.5e-3, "activation": "relu"},
     },
+    "sums": {
+        "steps": 51_200,  # answers
+        "changes": {
+            "num_prompts": 32,
+            "num_minibatches": 4,
+            "learning_rate": 1e-3,
+            "pretraining_steps": 300,
+        },
+    },
 }
+SEQUENCES = {"sums": "sequences/sum"}  # of those that GRPO learns, and PPO all others
 RULES: dict[str, dict[str, Any]] = {
     "hard": {},
     "noise": {"clip_rule": "noise", "clip_noise": 0.2},
@@ -30,19 +40,25 @@ RULES: dict[str, dict[str, Any]] = {
     "wider": {"clip_range": 0.3},  # where noise of 0.2 still keeps every third step
 }
 EPOCHS = (4, 8)
-PANELS = {"final_return": "final return", "clip_fraction": "share of steps outside the range"}
+PANELS = {
+    "final_return": "final return",
+    "clip_fraction": "share of steps (tokens) outside the range",
+}
 
 
 class NoisyClip(study.Study):
     name = "noisy_clip"
     title = "Beyond the clip range: cut, noisy or decaying"
-    paper = "NSR (noisy clipping of the probability ratio), here in PPO (Schulman et al. 2017)."
+    paper = (
+        "NSR (noisy clipping of the probability ratio), here in PPO (Schulman et al. 2017) and in "
+        "GRPO (Shao et al. 2024)."
+    )
     question = (
         "Passes over a rollout drive steps out of the clip range, where the hard rule cuts their "
-        "gradient. Does PPO gain where noise keeps some of it at random, and is that more than its "
-        "mean, a gradient that decays, or than a wider range?"
+        "gradient. Does PPO, or GRPO on sums of two digits, gain where noise keeps some of it at "
+        "random, and is that more than its mean, a gradient that decays, or than a wider range?"
     )
-    budget = "16 cells of 50,000 or 300,000 steps, 8 seeds: 10 minutes on two cores"
+    budget = "24 cells of 50,000 or 300,000 steps, 8 seeds: 15 minutes on two cores"
     digits = 3
 
     def cells(self, scale: study.Scale) -> dict[str, dict[str, Any]]:
@@ -54,7 +70,7 @@ class NoisyClip(study.Study):
             f"{env}/{rule} {epochs}": {
                 "steps": of_env["steps"],
                 "seeds": 8,
-                "changes": of_env["changes"] | RULES[rule] | {"num_epochs": epochs},
+                "changes": of_env["changes"] | changes(env, rule) | {"num_epochs": epochs},
             }
             for env, of_env in ENVS.items()
             for epochs in EPOCHS
@@ -72,8 +88,9 @@ class NoisyClip(study.Study):
         import envs_jax
         from jaxrl.report.plots import bin_episodes
 
-        env, env_params = envs_jax.make(cell.split("/")[0])
-        agent = agents.get("ppo")(
+        name = cell.split("/")[0]
+        env, env_params = envs_jax.make(SEQUENCES.get(name, name))
+        agent = agents.get("grpo" if name in SEQUENCES else "ppo")(
             env, env_params, total_steps=settings["steps"], **settings["changes"]
         )
         population = jaxrl.sweep(agent, seeds=settings["seeds"]).whole()
@@ -148,6 +165,13 @@ class NoisyClip(study.Study):
 
 
 STUDY = NoisyClip()
+
+
+def changes(env: str, rule: str) -> dict[str, Any]:
+    """A rule's settings by the names of the agent that learns there."""
+    if env in SEQUENCES and rule == "wider":
+        return {"clip_low": 0.3, "clip_high": 0.3}
+    return RULES[rule]
 
 
 def relative(
