@@ -84,7 +84,6 @@ LATER = {  # whose full scale has still to be run
     "disagreement",
     "chunks",
     "xqc",
-    "gate",
 }
 
 
