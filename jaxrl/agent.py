@@ -290,9 +290,9 @@ class Agent:
         raise NotImplementedError
 
     @property
-    def learns_first(self) -> bool:
-        """Whether `init` takes gradient steps, so that its program has to be a fast one."""
-        return False
+    def first_updates(self) -> int:
+        """Gradient steps that `init` takes, at most."""
+        return 0
 
     def init(self, key: jax.Array) -> Any:
         """The state at the start of training from a root key: a pytree of arrays."""

@@ -212,8 +212,8 @@ class XQCfD(Learner):
     # Init -------------------------------------------------------------------------------------
 
     @property
-    def learns_first(self) -> bool:
-        return True
+    def first_updates(self) -> int:
+        return self.clone_steps
 
     def init_learner(self, key: jax.Array, obs: jax.Array) -> XQCfDLearner:
         """Fresh critics, and the policy cloned already."""

@@ -345,8 +345,8 @@ class Sequence(Agent):
         return self.num_prompts * self.group_size
 
     @property
-    def learns_first(self) -> bool:
-        return self.pretraining_steps > 0
+    def first_updates(self) -> int:
+        return self.pretraining_steps
 
     def init(self, key: jax.Array) -> SequenceState:
         params = self.init_params(derive(key, Tag.INIT))

@@ -272,7 +272,7 @@ def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
             line = " ".join(str(error).split())[:200]
             raise ValueError(f"a size is too large: {line}") from None
         _require_sizes(traced.jaxpr.jaxpr)
-        _programs[key] = traced.lower().compile(_options_of(jitted, args[0]))
+        _programs[key] = traced.lower().compile(_options_of(jitted, args))
         seconds = time.perf_counter() - start
         _compile_seconds += seconds
         if len(_programs) > PROGRAMS:
@@ -281,14 +281,21 @@ def compiled(jitted: Any, *args: Any, **statics: Any) -> tuple[Any, float]:
     return _programs[key], seconds
 
 
-def _options_of(jitted: Any, agents: Any) -> dict[str, int]:
+# Gradient steps in first states, of all members, from which on an optimised program is worth its
+# compiling: that took 19 s more for self-play, and saved 10 ms a step.
+MANY_UPDATES = 1_000
+
+
+def _options_of(jitted: Any, args: tuple[Any, ...]) -> dict[str, int]:
     """What the compiler is told: to make first states, which happens once, as it finds them.
 
     Optimising takes most of the time on a CPU: 13 s instead of 6 for Brax's hopper, to save 0.02 s.
-    Where they have learnt something by then, it saves more than it takes.
     """
-    once = jitted is programs.initialise and not agents.learns_first
-    return {"xla_backend_optimization_level": 0} if once and jax.default_backend() == "cpu" else {}
+    if jitted is not programs.initialise or jax.default_backend() != "cpu":
+        return {}
+    agents, keys = args
+    many = agents.first_updates * len(keys) >= MANY_UPDATES
+    return {} if many else {"xla_backend_optimization_level": 0}
 
 
 LARGEST = 2**60  # bytes of an array; where the product of sizes overflows, XLA ends the process

@@ -87,13 +87,15 @@ def test_first_states_are_each_members_own():
                 np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
-def test_first_states_that_have_learnt_are_compiled_for_speed():
+def test_first_states_that_have_learnt_much_are_compiled_for_speed():
     env, env_params = envs_jax.make("sequences/sum")
     plain, learnt = (
-        agents.get("grpo")(env, env_params, pretraining_steps=steps) for steps in (0, 2)
+        agents.get("grpo")(env, env_params, pretraining_steps=steps) for steps in (0, 300)
     )
-    assert (plain.learns_first, learnt.learns_first) == (False, True)
+    assert (plain.first_updates, learnt.first_updates) == (0, 300)
     quickly = {"xla_backend_optimization_level": 0}
-    assert engine._options_of(programs.initialise, plain) == quickly
-    assert engine._options_of(programs.initialise, learnt) == {}
-    assert engine._options_of(programs.chunk, plain) == {}
+    keys = jax.random.split(jax.random.key(0), 4)
+    assert engine._options_of(programs.initialise, (plain, keys)) == quickly
+    assert engine._options_of(programs.initialise, (learnt, keys[:3])) == quickly
+    assert engine._options_of(programs.initialise, (learnt, keys)) == {}
+    assert engine._options_of(programs.chunk, (plain, keys)) == {}
