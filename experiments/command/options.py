@@ -309,7 +309,7 @@ def add_data(command: argparse.ArgumentParser) -> None:
 def add_eval(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run", metavar="DIR", type=Path)
-    add_members(command, "all")
+    add_member(command, "all", several=True)
     add("--episodes", type=arguments.few, default=64, help="episodes per member (default: 64)")
     add("--seed", type=arguments.natural, default=0, help="of the episodes (default: 0)")
     add("--stochastic", action="store_true", help="sample actions instead of taking the best")
@@ -350,7 +350,7 @@ def add_render(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run", metavar="DIR", type=Path)
     add("--out", type=Path, required=True, help="NAME.gif, NAME.png, or of Brax NAME.html")
-    add_members(command, "all, side by side")
+    add_member(command, "all, side by side", several=True)
     add_checkpoint(command)
     add(
         "--steps",
@@ -362,22 +362,16 @@ def add_render(command: argparse.ArgumentParser) -> None:
     add("--stochastic", action="store_true", help="sample actions instead of taking the best")
 
 
-def add_member(command: argparse.ArgumentParser, default: str) -> None:
-    """Which member of a run."""
+def add_member(command: argparse.ArgumentParser, default: str, several: bool = False) -> None:
+    """Which member of a run; `--member` may be repeated where it takes several."""
     which = command.add_mutually_exclusive_group()
-    which.add_argument("--member", metavar="I", type=int, help=f"this one (default: {default})")
-    which.add_argument("--best", action="store_true", help="the best seed of the best setting")
-
-
-def add_members(command: argparse.ArgumentParser, default: str) -> None:
-    """Which members of a run."""
-    which = command.add_mutually_exclusive_group()
+    repeated = "; may be repeated, for several" if several else ""
     which.add_argument(
         "--member",
         metavar="I",
         type=int,
-        action="append",
-        help=f"this one; may be repeated, for several (default: {default})",
+        action="append" if several else Once,
+        help=f"this one{repeated} (default: {default})",
     )
     which.add_argument("--best", action="store_true", help="the best seed of the best setting")
 

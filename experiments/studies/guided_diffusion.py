@@ -243,10 +243,9 @@ def measures_of(agent: Guidance, params: Any, key: jax.Array, number: int) -> di
     keys = jax.random.split(goal_key, number)
     goals = jax.vmap(agent.env.goal, (0, None))(keys, agent.env_params)
     kl = jax.lax.map(lambda goal: agent.tilted_kl(params, goal), goals)
-    x, cost = agent.paths(params, jnp.repeat(goals, SAMPLES // number, axis=0), path_key)
-    reward = agent.env.reward(
-        x, jnp.repeat(goals, SAMPLES // number, axis=0), agent.env_params
-    ).mean()
+    each = jnp.repeat(goals, SAMPLES // number, axis=0)
+    x, cost = agent.paths(params, each, path_key)
+    reward = agent.env.reward(x, each, agent.env_params).mean()
     rewards, divergences = jax.vmap(lambda goal: wanted(agent, goal)[1:])(goals)
     return {
         "kl": kl.mean(),
